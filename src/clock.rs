@@ -1,0 +1,125 @@
+//! Time as the cache sees it: wall milliseconds, versions, and who stamped them.
+//!
+//! Nothing here reads a clock: callers in the shell read it and pass it down.
+//!
+//! A [`Version`] is a hybrid logical clock reading (Kulkarni et al., "Logical
+//! Physical Clocks", 2014): milliseconds since 2020-01-01 UTC in the high bits, a
+//! counter below, all within 53 bits because JavaScript clients parse it as a
+//! number. [`HybridClock`] promises: each stamp is greater than every stamp it
+//! gave and every version it observed, and the clock is never ahead of the wall
+//! by more than the writes (or the accepted skew of peers) pushed it.
+
+/// Milliseconds since the Unix epoch, UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnixMs(pub u64);
+
+/// 2020-01-01T00:00:00Z, where versions start counting.
+const VERSION_EPOCH: UnixMs = UnixMs(1_577_836_800_000);
+const COUNTER_BITS: u32 = 12;
+
+/// When a value was written, comparable across nodes: larger is newer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(u64);
+
+impl Version {
+    /// The largest version: the largest integer a JavaScript number holds exactly.
+    pub const MAX: Self = Self((1 << 53) - 1);
+
+    /// The version `raw`, or `None` when it does not fit 53 bits.
+    pub fn new(raw: u64) -> Option<Self> {
+        (raw <= Self::MAX.0).then_some(Self(raw))
+    }
+
+    /// The first version of the millisecond `at`, clamped to what 53 bits hold.
+    pub fn at(at: UnixMs) -> Self {
+        let ms = at.0.saturating_sub(VERSION_EPOCH.0).min(Self::MAX.0 >> COUNTER_BITS);
+        Self(ms << COUNTER_BITS)
+    }
+
+    /// The integer itself.
+    #[inline]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The millisecond in which the version was stamped.
+    pub fn stamped_at(self) -> UnixMs {
+        UnixMs(VERSION_EPOCH.0 + (self.0 >> COUNTER_BITS))
+    }
+
+    fn next(self) -> Self {
+        Self((self.0 + 1).min(Self::MAX.0))
+    }
+}
+
+/// The node that stamped a version; breaks ties between equal versions.
+///
+/// A hash of the node's id, so that every node of a cluster orders two origins
+/// alike without having to agree on a numbering first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin(pub u32);
+
+impl Origin {
+    /// The origin of the node called `node_id`.
+    pub fn of(node_id: &str) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(node_id.as_bytes()) as u32)
+    }
+}
+
+/// Stamps versions for one core.
+///
+/// The core that owns a partition stamps all its writes, so no two stamps of one
+/// key on one node are ever equal, and cores need not share this clock.
+#[derive(Debug, Default)]
+pub struct HybridClock {
+    last: Version,
+}
+
+impl HybridClock {
+    /// A version greater than all it gave or observed, and not before `now`.
+    #[inline]
+    pub fn stamp(&mut self, now: UnixMs) -> Version {
+        self.last = self.last.next().max(Version::at(now));
+        self.last
+    }
+
+    /// Learns of a version stamped elsewhere: later stamps will be greater.
+    pub fn observe(&mut self, seen: Version) {
+        self.last = self.last.max(seen);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_grow_when_the_wall_stands_still_or_steps_back() {
+        let mut clock = HybridClock::default();
+        let first = clock.stamp(UnixMs(1_800_000_000_000));
+        let second = clock.stamp(UnixMs(1_800_000_000_000));
+        let third = clock.stamp(UnixMs(1_700_000_000_000));
+        assert!(first < second && second < third);
+    }
+
+    #[test]
+    fn a_stamp_is_greater_than_anything_observed() {
+        let mut clock = HybridClock::default();
+        let seen = Version::at(UnixMs(1_900_000_000_000));
+        clock.observe(seen);
+        assert!(clock.stamp(UnixMs(1_800_000_000_000)) > seen);
+    }
+
+    #[test]
+    fn a_version_tells_its_millisecond() {
+        let now = UnixMs(1_800_000_000_123);
+        assert_eq!(HybridClock::default().stamp(now).stamped_at(), now);
+    }
+
+    #[test]
+    fn versions_fit_a_javascript_number() {
+        assert!(Version::at(UnixMs(u64::MAX)) <= Version::MAX);
+        assert_eq!(Version::MAX.next(), Version::MAX);
+        assert_eq!(Version::new(1 << 53), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! How a key becomes a place: its hash, its partition, its core.
+//!
+//! The hash of a key is computed once per request (XXH3, 64 bit) and handed on
+//! from there; no later layer hashes again. The partition is the top 12 bits of
+//! the hash, fixed for the life of a cluster; the core of a partition depends on
+//! how many cores this node runs and is nobody else's business.
+
+/// How many slices the hash space has. Fixed for the life of a cluster: every
+/// node, whatever its size or release, cuts the space the same way.
+pub const PARTITION_COUNT: usize = 4096;
+
+const PARTITION_BITS: u32 = PARTITION_COUNT.trailing_zeros();
+
+/// The 64-bit XXH3 hash of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyHash(pub u64);
+
+impl KeyHash {
+    /// Hashes `key`. Call it once per request and pass the result on.
+    #[inline]
+    pub fn of(key: &[u8]) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(key))
+    }
+
+    /// The partition this hash falls into: its top 12 bits.
+    #[inline]
+    pub fn partition(self) -> PartitionId {
+        PartitionId((self.0 >> (64 - PARTITION_BITS)) as u16)
+    }
+}
+
+/// One of the [`PARTITION_COUNT`] slices of the hash space; always below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId(u16);
+
+impl PartitionId {
+    /// The partition numbered `index`, or `None` when there is no such one.
+    pub fn new(index: usize) -> Option<Self> {
+        (index < PARTITION_COUNT).then_some(Self(index as u16))
+    }
+
+    /// Every partition, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..PARTITION_COUNT as u16).map(Self)
+    }
+
+    /// Its number, below [`PARTITION_COUNT`].
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// The core that owns this partition on a node that runs `cores` cores.
+    #[inline]
+    pub fn core(self, cores: CoreCount) -> CoreId {
+        CoreId(self.0 % cores.0)
+    }
+}
+
+/// One data core of this node, counted from zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CoreId(u16);
+
+impl CoreId {
+    /// The core numbered `index`.
+    pub fn new(index: u16) -> Self {
+        Self(index)
+    }
+
+    /// Its number, counted from zero.
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// How many data cores a node runs: at least 1, at most [`CoreCount::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreCount(u16);
+
+impl CoreCount {
+    /// The largest number of cores one node runs.
+    pub const MAX: usize = 1024;
+
+    /// `count` cores, or `None` outside 1..=[`CoreCount::MAX`].
+    pub fn new(count: usize) -> Option<Self> {
+        (1..=Self::MAX).contains(&count).then_some(Self(count as u16))
+    }
+
+    /// The number itself.
+    #[inline]
+    pub fn get(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// Every core, in order.
+    pub fn cores(self) -> impl Iterator<Item = CoreId> {
+        (0..self.0).map(CoreId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_the_top_twelve_bits() {
+        assert_eq!(KeyHash(0).partition().index(), 0);
+        assert_eq!(KeyHash(u64::MAX).partition().index(), 4095);
+        assert_eq!(KeyHash(1 << 52).partition().index(), 1);
+        assert_eq!(KeyHash((1 << 52) - 1).partition().index(), 0);
+    }
+
+    #[test]
+    fn every_partition_has_exactly_one_core() {
+        for count in [1, 2, 3, 7, 64] {
+            let cores = CoreCount::new(count).unwrap();
+            let mut owned = vec![0; count];
+            for partition in PartitionId::all() {
+                owned[partition.core(cores).index()] += 1;
+            }
+            assert_eq!(owned.iter().sum::<usize>(), PARTITION_COUNT);
+            assert!(owned.iter().max().unwrap() - owned.iter().min().unwrap() <= 1);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The hypercache binary.
+
+fn main() {}
