@@ -79,6 +79,9 @@ impl CoreId {
 pub struct CoreCount(u16);
 
 impl CoreCount {
+    /// A single core.
+    pub const ONE: Self = Self(1);
+
     /// The largest number of cores one node runs.
     pub const MAX: usize = 1024;
 

@@ -4,15 +4,18 @@
 //! API for others. Layers, each importing only what stands below it:
 //!
 //! ```text
-//! main -> node -> api -> store -> {hash, clock}
-//!           \-> http (codec)   runtime (cores, sockets, mailboxes)   telemetry   settings
+//! main -> node -> {mgmt} -> api -> operations -> store -> {hash, clock, duration}
+//!           \-> http (codec)    runtime (cores, sockets, mailboxes)    telemetry    settings
 //! ```
 
 pub mod api;
 pub mod clock;
+pub mod duration;
 pub mod hash;
 pub mod http;
+pub mod mgmt;
 pub mod node;
+pub mod operations;
 pub mod runtime;
 pub mod settings;
 pub mod store;

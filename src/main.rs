@@ -1,3 +1,43 @@
-//! The hypercache binary.
+//! The hypercache binary: arguments, settings, start, exit code; nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+use hypercache::node::lifecycle;
+use hypercache::settings::{Invocation, Settings};
+use hypercache::telemetry::logs;
+
+fn main() -> ExitCode {
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let invocation =
+        Settings::from(std::env::args_os().skip(1), std::env::vars_os(), &hostname);
+    match invocation {
+        Ok(Invocation::Help(text) | Invocation::Version(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Invocation::CheckConfig(_)) => {
+            println!("configuration ok");
+            ExitCode::SUCCESS
+        }
+        Ok(Invocation::Run(settings)) => run(&settings),
+        Err(error) => {
+            logs::start_error(&error.to_string());
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(settings: &Settings) -> ExitCode {
+    if let Some(reason) = settings.unsupported() {
+        logs::start_error(&reason);
+        return ExitCode::from(2);
+    }
+    logs::init(settings.log_level);
+    match lifecycle::run(settings) {
+        Ok(code) => code,
+        Err(error) => {
+            logs::start_error(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}

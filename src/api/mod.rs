@@ -1,1 +1,306 @@
-//! To be written.
+//! The client's API: which bytes in mean what, and which bytes go out.
+//!
+//! Pure: it is handed a parsed request, this core's store and the time, and
+//! either answers into the [`Turn`] at once, leaves a gap there for another
+//! core's answer, or hands back a [`Job`] that needs several cores. It never
+//! waits, and it knows no sockets.
+//!
+//! Every answer is written by [`Writer`], every error by [`Writer::error`], so
+//! that the contract's shapes stand in one place.
+
+pub mod batch;
+pub mod browse;
+pub mod errors;
+pub mod glob;
+pub mod identity;
+pub mod key;
+pub mod owners;
+pub mod router;
+pub mod turn;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+pub use errors::ApiError;
+pub use turn::{Answers, Turn};
+
+use crate::clock::{Origin, UnixMs};
+use crate::hash::{CoreCount, CoreId};
+use crate::http::{self, Connection, Head, HttpDate, Method, ResponseHead, Status};
+use crate::operations::LocalStore;
+use crate::store::ValueView;
+use router::{Operation, Route};
+
+/// The longest key, in bytes after percent-decoding.
+pub const KEY_BYTES_MAX: usize = 1024;
+
+/// The document served at `/v1/openapi.yaml`.
+pub const OPENAPI_YAML: &str = include_str!("openapi.yaml");
+
+/// What every answer may have to say about this node. Fixed while it runs.
+#[derive(Debug)]
+pub struct NodeFacts {
+    /// This node's id.
+    pub node_id: String,
+    /// The id as it stands in versions.
+    pub origin: Origin,
+    /// The owners of every key: this node, until there are others.
+    pub owners: Vec<String>,
+    /// Copies of each key that were asked for.
+    pub replication: u32,
+    /// Virtual nodes per member.
+    pub virtual_nodes: u32,
+    /// Where clients reach this node.
+    pub client_address: String,
+    /// Where peers reach this node.
+    pub peer_address: String,
+    /// How many items one batch request may name.
+    pub batch_items_max: usize,
+}
+
+/// The API as one core serves it.
+#[derive(Debug)]
+pub struct Api {
+    /// About the node.
+    pub facts: Arc<NodeFacts>,
+    /// This core.
+    pub core: CoreId,
+    /// How many cores there are.
+    pub cores: CoreCount,
+}
+
+/// Work that needs more than one core or more than one look.
+#[derive(Debug)]
+pub enum Job {
+    /// A batch of keys.
+    Batch(batch::Request),
+    /// A listing of keys.
+    Browse(browse::Request),
+}
+
+/// What [`Api::handle`] is told besides the request.
+#[derive(Clone, Copy)]
+pub struct Moment<'a> {
+    /// Wall time of this turn.
+    pub now: UnixMs,
+    /// The same for the `Date` header.
+    pub date: &'a HttpDate,
+    /// Whether this node is stopping: answers then close their connections.
+    pub stopping: bool,
+}
+
+impl Api {
+    /// Answers a request into `turn`, or says what it takes to answer it.
+    ///
+    /// A returned job is to be carried out, and its answer written, before the
+    /// next request of the connection is handled.
+    #[inline]
+    pub fn handle(
+        &self,
+        head: &Head<'_>,
+        body: Cow<'_, [u8]>,
+        store: &mut LocalStore,
+        turn: &mut Turn,
+        moment: Moment<'_>,
+    ) -> Option<Job> {
+        let keep_alive = head.keep_alive && !moment.stopping;
+        let connection = Connection::after(head.version, keep_alive);
+        turn.closes |= !keep_alive;
+        let (operation, raw_key) = match router::route(head.method, head.path) {
+            Route::Found { operation, raw_key, .. } => (operation, raw_key),
+            Route::WrongMethod { path } => {
+                let error = ApiError::method_not_allowed(router::allowed_methods(path));
+                self.writer(turn, head, moment, connection).error(&error);
+                return None;
+            }
+            Route::Unknown => {
+                self.writer(turn, head, moment, connection)
+                    .error(&ApiError::not_found("no such route"));
+                return None;
+            }
+        };
+        let keyed = match operation {
+            Operation::GetKey => Some(key::plan_get(head)),
+            Operation::HeadKey => Some(Ok(key::Request::Head)),
+            Operation::PutKey => Some(key::plan_put(head, body.as_ref(), moment.now)),
+            Operation::DeleteKey => Some(Ok(key::Request::Delete)),
+            _ => None,
+        };
+        if let Some(request) = keyed {
+            let planned = request.and_then(|request| Ok((request, key::decode(raw_key)?)));
+            match planned {
+                Ok((request, key)) => {
+                    key::serve(self, request, &key, store, turn, connection, moment)
+                }
+                Err(error) => self.writer(turn, head, moment, connection).error(&error),
+            }
+            return None;
+        }
+        let mut writer = self.writer(turn, head, moment, connection);
+        let job = match operation {
+            Operation::ListKeys => browse::plan(head.query, connection).map(Job::Browse),
+            Operation::BatchGet => Ok(batch::plan(batch::Kind::Get, body, connection)),
+            Operation::BatchPut => Ok(batch::plan(batch::Kind::Put, body, connection)),
+            Operation::BatchDelete => Ok(batch::plan(batch::Kind::Delete, body, connection)),
+            Operation::Liveness => {
+                let core = self.core.index().to_string();
+                writer.respond(Status::Ok, "text/plain", b"ok", &[("X-Cache-Core", core.as_bytes())]);
+                return None;
+            }
+            Operation::OpenApi => {
+                writer.respond(Status::Ok, "application/yaml", OPENAPI_YAML.as_bytes(), &[]);
+                return None;
+            }
+            Operation::Owners => {
+                owners::owners(raw_key, &mut writer);
+                return None;
+            }
+            Operation::Members => {
+                owners::members(&mut writer);
+                return None;
+            }
+            Operation::Me => {
+                identity::me(&mut writer);
+                return None;
+            }
+            Operation::MeCan => {
+                identity::can(head.query, &mut writer);
+                return None;
+            }
+            Operation::GetKey | Operation::HeadKey | Operation::PutKey | Operation::DeleteKey => {
+                unreachable!("operations on a key were served above")
+            }
+        };
+        match job {
+            Ok(job) => Some(job),
+            Err(error) => {
+                writer.error(&error);
+                None
+            }
+        }
+    }
+
+    fn writer<'a>(
+        &'a self,
+        turn: &'a mut Turn,
+        head: &Head<'_>,
+        moment: Moment<'a>,
+        connection: Connection,
+    ) -> Writer<'a> {
+        Writer {
+            answers: &mut turn.answers,
+            facts: &self.facts,
+            date: moment.date,
+            connection,
+            head_only: head.method == Method::Head,
+        }
+    }
+}
+
+/// Writes answers, complete with their heads.
+pub struct Writer<'a> {
+    /// Where they go.
+    pub answers: &'a mut Answers,
+    /// About the node.
+    pub facts: &'a NodeFacts,
+    /// The `Date` header.
+    pub date: &'a HttpDate,
+    /// What the answer says about the connection.
+    pub connection: Connection,
+    /// Whether the body is left out, as for `HEAD`.
+    pub head_only: bool,
+}
+
+impl Writer<'_> {
+    /// A value, as it was put.
+    #[inline]
+    pub fn octets(&mut self, value: ValueView<'_>) {
+        let length = value.len();
+        http::write_ok_octets(&mut self.answers.bytes, self.date, length, self.connection);
+        self.answers.push_body(value);
+    }
+
+    /// An answer with a body of our own.
+    pub fn respond(
+        &mut self,
+        status: Status,
+        content_type: &'static str,
+        body: &[u8],
+        extra: &[(&str, &[u8])],
+    ) {
+        self.head(status, Some(content_type), body.len() as u64, None, extra);
+        if !self.head_only {
+            self.answers.bytes.extend_from_slice(body);
+        }
+    }
+
+    /// A JSON answer.
+    pub fn json(&mut self, status: Status, body: &impl Serialize) {
+        let mut scratch = std::mem::take(&mut self.answers.scratch);
+        scratch.clear();
+        match to_json(&mut scratch, body) {
+            Ok(()) => self.respond(status, "application/json", &scratch, &[]),
+            Err(error) => self.error(&error),
+        }
+        self.answers.scratch = scratch;
+    }
+
+    /// An error, in the contract's words.
+    pub fn error(&mut self, error: &ApiError) {
+        let mut body = Vec::with_capacity(128);
+        let shape = ErrorBody { error: &error.message, code: error.code };
+        if to_json(&mut body, &shape).is_err() {
+            body.clear();
+        }
+        let retry_after = error.retry_after_s.map(|seconds| seconds.to_string());
+        let extra: &[(&str, &[u8])] = match &retry_after {
+            Some(seconds) => &[("Retry-After", seconds.as_bytes())],
+            None => &[],
+        };
+        let length = body.len() as u64;
+        self.head(error.status, Some("application/json"), length, error.allow.as_deref(), extra);
+        if !self.head_only {
+            self.answers.bytes.extend_from_slice(&body);
+        }
+    }
+
+    /// A head whose body the caller sends, or which stands alone.
+    pub fn head(
+        &mut self,
+        status: Status,
+        content_type: Option<&'static str>,
+        content_length: u64,
+        allow: Option<&str>,
+        extra: &[(&str, &[u8])],
+    ) {
+        ResponseHead {
+            status,
+            content_type,
+            content_length,
+            connection: self.connection,
+            date: self.date,
+            allow,
+            extra,
+        }
+        .write(&mut self.answers.bytes);
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: &'a str,
+    code: &'a str,
+}
+
+/// Appends `body` as JSON.
+fn to_json(out: &mut Vec<u8>, body: &impl Serialize) -> Result<(), ApiError> {
+    simd_json::serde::to_writer(out, body)
+        .map_err(|_| ApiError::internal("the answer could not be written as JSON"))
+}
+
+/// Any bytes as a JSON string: what is not UTF-8 is replaced, as JSON demands.
+pub(crate) fn key_text(key: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(key)
+}

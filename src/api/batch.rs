@@ -1,0 +1,377 @@
+//! Many keys in one request: `/v1/cache/batch/{get,put,delete}`.
+//!
+//! Results stand in input order, one per input, and a bad item never fails its
+//! neighbours: it gets its own error and no operation. Sizes are bounded: at most
+//! [`NodeFacts::batch_items_max`](super::NodeFacts::batch_items_max) items, and an
+//! answer over [`RESPONSE_BYTES_MAX`] is refused with 413 rather than built.
+//!
+//! Bodies are parsed by simd-json into borrowed text. It builds its tape without
+//! recursion but skips unknown members recursively, so the nesting is bounded
+//! before it sees the body.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use super::key::{Base64Text, ItemFields, check, expiry, value_in};
+use super::{Api, ApiError, Job, Writer, key_text, to_json};
+use crate::clock::UnixMs;
+use crate::hash::KeyHash;
+use crate::http::{Connection, Status};
+use crate::operations::{Action, Exchange, Outcome, Ticket};
+use crate::store::ValueView;
+
+/// How large the JSON answer to one batch may grow.
+pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+/// How deeply arrays and objects may nest in a batch body.
+const NESTING_MAX: usize = 32;
+
+/// Which of the three batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Read keys.
+    Get,
+    /// Write items.
+    Put,
+    /// Delete keys.
+    Delete,
+}
+
+/// A batch that was received and not yet read.
+#[derive(Debug)]
+pub struct Request {
+    kind: Kind,
+    body: Vec<u8>,
+    /// What the answer says about the connection.
+    pub connection: Connection,
+}
+
+/// One item of the batch on its way: what stands in the answer besides the outcome.
+#[derive(Debug)]
+pub struct Entry {
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Progress {
+    /// Its outcome will be in the exchange.
+    Asked { ticket: Ticket, bytes: usize },
+    /// It was refused without asking.
+    Refused { key: String, error: ApiError },
+}
+
+/// Takes the body for later.
+pub fn plan(kind: Kind, body: Cow<'_, [u8]>, connection: Connection) -> Job {
+    Job::Batch(Request { kind, body: body.into_owned(), connection })
+}
+
+#[derive(Deserialize)]
+struct KeysBody<'a> {
+    #[serde(borrow)]
+    keys: Vec<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct ItemsBody<'a> {
+    #[serde(borrow)]
+    items: Vec<PutItem<'a>>,
+}
+
+#[derive(Deserialize)]
+struct PutItem<'a> {
+    #[serde(borrow, default)]
+    key: Cow<'a, str>,
+    #[serde(borrow, default)]
+    value: Cow<'a, str>,
+    #[serde(borrow, default)]
+    value_encoding: Option<Cow<'a, str>>,
+    #[serde(default)]
+    ttl_ms: Option<i64>,
+}
+
+impl Request {
+    /// Reads the body and adds one operation per good item to `exchange`.
+    ///
+    /// # Errors
+    ///
+    /// 400 when the body is not of the expected form, 413 when it names more
+    /// items than one batch may; nothing was added then.
+    pub fn ask(
+        &mut self,
+        api: &Api,
+        exchange: &mut Exchange,
+        now: UnixMs,
+    ) -> Result<Vec<Entry>, ApiError> {
+        if nesting(&self.body) > NESTING_MAX {
+            return Err(ApiError::bad_request(format!(
+                "the body nests more than {NESTING_MAX} levels deep"
+            )));
+        }
+        let items_max = api.facts.batch_items_max;
+        match self.kind {
+            Kind::Get | Kind::Delete => {
+                let action = || if self.kind == Kind::Get { Action::Get } else { Action::Delete };
+                let body: KeysBody<'_> = simd_json::serde::from_slice(&mut self.body)
+                    .map_err(|error| malformed("{\"keys\":[…]}", &error))?;
+                bound(body.keys.len(), items_max)?;
+                let ask = |key: &Cow<'_, str>| ask_one(api, exchange, key, 0, Ok(action()));
+                Ok(body.keys.iter().map(ask).collect())
+            }
+            Kind::Put => {
+                let body: ItemsBody<'_> = simd_json::serde::from_slice(&mut self.body)
+                    .map_err(|error| malformed("{\"items\":[{\"key\",\"value\",…}]}", &error))?;
+                bound(body.items.len(), items_max)?;
+                Ok(body.items.iter().map(|item| ask_put(api, exchange, item, now)).collect())
+            }
+        }
+    }
+
+    /// Writes the answer; every batch of `exchange` must be home.
+    pub fn answer(
+        &self,
+        entries: &[Entry],
+        exchange: &Exchange,
+        writer: &mut Writer<'_>,
+        now: UnixMs,
+    ) {
+        let mut body = Vec::with_capacity(64 + entries.len() * 64);
+        match self.results(entries, exchange, writer, now, &mut body) {
+            Ok(()) => writer.respond(Status::Ok, "application/json", &body, &[]),
+            Err(error) => writer.error(&error),
+        }
+    }
+
+    fn results(
+        &self,
+        entries: &[Entry],
+        exchange: &Exchange,
+        writer: &Writer<'_>,
+        now: UnixMs,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ApiError> {
+        let facts = writer.facts;
+        out.extend_from_slice(b"{\"results\":[");
+        for (index, entry) in entries.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            match &entry.progress {
+                Progress::Refused { key, error } => self.refused(out, key, error)?,
+                Progress::Asked { ticket, bytes } => {
+                    let (key, outcome) = exchange
+                        .outcome(*ticket)
+                        .ok_or_else(|| ApiError::internal("the owning core did not answer"))?;
+                    let key = key_text(key);
+                    match outcome {
+                        Outcome::TooLarge(too_large) => {
+                            let error = ApiError::too_large(too_large.to_string());
+                            self.refused(out, &key, &error)?;
+                        }
+                        Outcome::Overflow => return Err(answer_too_large()),
+                        Outcome::Missing => {
+                            to_json(out, &GetResult { key, found: false, held: None })?;
+                        }
+                        Outcome::Found(found) => {
+                            let value = ValueView::as_bytes(&found.value);
+                            let held = Some(Held {
+                                value: Base64Text(value),
+                                value_encoding: "base64",
+                                item: ItemFields::of(&found, facts, now),
+                                owners: &facts.owners,
+                            });
+                            to_json(out, &GetResult { key, found: true, held })?;
+                        }
+                        Outcome::Stored(_) => {
+                            let owners = &facts.owners;
+                            to_json(out, &PutResult { key, stored: true, bytes: *bytes, owners })?;
+                        }
+                        Outcome::Deleted => {
+                            let owners = &facts.owners;
+                            to_json(out, &DeleteResult { key, deleted: true, owners })?;
+                        }
+                    }
+                }
+            }
+            if out.len() > RESPONSE_BYTES_MAX {
+                return Err(answer_too_large());
+            }
+        }
+        out.extend_from_slice(b"],\"node\":");
+        to_json(out, &facts.node_id)?;
+        out.push(b'}');
+        Ok(())
+    }
+
+    /// The result of an item that got an error of its own.
+    fn refused(&self, out: &mut Vec<u8>, key: &str, error: &ApiError) -> Result<(), ApiError> {
+        let problem = Problem { error: &error.message, code: error.code };
+        match self.kind {
+            Kind::Get => to_json(out, &Refused { key, found: Some(false), problem, ..Refused::NONE }),
+            Kind::Put => to_json(out, &Refused { key, stored: Some(false), problem, ..Refused::NONE }),
+            Kind::Delete => {
+                to_json(out, &Refused { key, deleted: Some(false), problem, ..Refused::NONE })
+            }
+        }
+    }
+}
+
+fn ask_put(api: &Api, exchange: &mut Exchange, item: &PutItem<'_>, now: UnixMs) -> Entry {
+    let decoded = match item.value_encoding.as_deref() {
+        Some("base64") => match STANDARD.decode(item.value.as_bytes()) {
+            Ok(bytes) => Cow::Owned(bytes),
+            Err(_) => {
+                let error = ApiError::bad_request("the value is not valid base64");
+                return ask_one(api, exchange, &item.key, 0, Err(error));
+            }
+        },
+        _ => Cow::Borrowed(item.value.as_bytes()),
+    };
+    let action = match u64::try_from(item.ttl_ms.unwrap_or(0)) {
+        Ok(ttl_ms) => {
+            Ok(Action::Put { value: value_in(&decoded), expires_at: expiry(ttl_ms, now) })
+        }
+        Err(_) => Err(ApiError::bad_request("ttl_ms must be zero or more")),
+    };
+    ask_one(api, exchange, &item.key, decoded.len(), action)
+}
+
+fn ask_one(
+    api: &Api,
+    exchange: &mut Exchange,
+    key: &str,
+    bytes: usize,
+    action: Result<Action<'_>, ApiError>,
+) -> Entry {
+    let progress = match check(key.as_bytes()).and(action) {
+        Err(error) => Progress::Refused { key: key.to_owned(), error },
+        Ok(action) => {
+            let hash = KeyHash::of(key.as_bytes());
+            let owner = hash.partition().core(api.cores);
+            let ticket = exchange.add(owner, hash, key.as_bytes(), action);
+            Progress::Asked { ticket, bytes }
+        }
+    };
+    Entry { progress }
+}
+
+fn bound(items: usize, items_max: usize) -> Result<(), ApiError> {
+    if items > items_max {
+        return Err(ApiError::too_large(format!(
+            "a batch of {items} items, more than {items_max}; send it in parts"
+        )));
+    }
+    Ok(())
+}
+
+fn malformed(expected: &str, error: &simd_json::Error) -> ApiError {
+    ApiError::bad_request(format!("the body is not JSON of the form {expected}: {error}"))
+}
+
+fn answer_too_large() -> ApiError {
+    ApiError::too_large(format!(
+        "the answer would exceed {RESPONSE_BYTES_MAX} bytes; ask for fewer keys at once"
+    ))
+}
+
+/// How deeply arrays and objects nest, strings left out. Malformed text gets a
+/// number too; the parser refuses it afterwards.
+fn nesting(body: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for &byte in body {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+#[derive(Serialize)]
+struct GetResult<'a> {
+    key: Cow<'a, str>,
+    found: bool,
+    #[serde(flatten)]
+    held: Option<Held<'a>>,
+}
+
+#[derive(Serialize)]
+struct Held<'a> {
+    value: Base64Text<'a>,
+    value_encoding: &'static str,
+    #[serde(flatten)]
+    item: ItemFields<'a>,
+    owners: &'a [String],
+}
+
+#[derive(Serialize)]
+struct PutResult<'a> {
+    key: Cow<'a, str>,
+    stored: bool,
+    bytes: usize,
+    owners: &'a [String],
+}
+
+#[derive(Serialize)]
+struct DeleteResult<'a> {
+    key: Cow<'a, str>,
+    deleted: bool,
+    owners: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    error: &'a str,
+    code: &'a str,
+}
+
+#[derive(Serialize)]
+struct Refused<'a> {
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<bool>,
+    #[serde(flatten)]
+    problem: Problem<'a>,
+}
+
+impl Refused<'_> {
+    const NONE: Self = Self {
+        key: "",
+        found: None,
+        stored: None,
+        deleted: None,
+        problem: Problem { error: "", code: "" },
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_is_counted_outside_strings() {
+        assert_eq!(nesting(br#"{"keys":["[[[["]}"#), 2);
+        assert_eq!(nesting(br#"{"a":"\"[["}"#), 1);
+        assert_eq!(nesting(&[b'['; 1000]), 1000);
+    }
+}

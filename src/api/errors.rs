@@ -1,0 +1,77 @@
+//! The errors clients see: `{"error": text, "code": CODE}` with their status.
+
+use std::borrow::Cow;
+
+use crate::http::{RequestError, Status};
+
+/// An error as the contract words it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: Status,
+    /// The stable word programs compare.
+    pub code: &'static str,
+    /// What a person needs to know.
+    pub message: Cow<'static, str>,
+    /// The methods a path offers, for 405.
+    pub allow: Option<String>,
+    /// Seconds after which trying again makes sense, for 503.
+    pub retry_after_s: Option<u32>,
+}
+
+impl ApiError {
+    fn new(status: Status, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, message: message.into(), allow: None, retry_after_s: None }
+    }
+
+    /// 400: what was sent is malformed.
+    pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Status::BadRequest, "BAD_REQUEST", message)
+    }
+
+    /// 404: the key holds nothing, or there is no such path.
+    pub fn not_found(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Status::NotFound, "NOT_FOUND", message)
+    }
+
+    /// 405, naming the methods that are offered.
+    pub fn method_not_allowed(allow: String) -> Self {
+        let mut error =
+            Self::new(Status::MethodNotAllowed, "METHOD_NOT_ALLOWED", "method not allowed");
+        error.allow = Some(allow);
+        error
+    }
+
+    /// 413: over a limit.
+    pub fn too_large(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Status::PayloadTooLarge, "TOO_LARGE", message)
+    }
+
+    /// 500: our fault.
+    pub fn internal(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Status::InternalServerError, "INTERNAL", message)
+    }
+
+    /// 503: not now, but soon.
+    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        let mut error = Self::new(Status::ServiceUnavailable, "INTERNAL", message);
+        error.retry_after_s = Some(1);
+        error
+    }
+
+    /// 408: the request did not arrive in time.
+    pub fn request_timeout() -> Self {
+        Self::new(Status::RequestTimeout, "BAD_REQUEST", "the request did not arrive in time")
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let status = error.status();
+        let code = match status {
+            Status::PayloadTooLarge => "TOO_LARGE",
+            _ => "BAD_REQUEST",
+        };
+        Self::new(status, code, error.message())
+    }
+}

@@ -1,0 +1,229 @@
+//! Which request is which operation, who may ask for it, and what else the
+//! resource offers.
+//!
+//! [`ENDPOINTS`] is the one list of what the client listener serves. Answers to
+//! unknown methods (`Allow`), scope checks and the OpenAPI document are derived
+//! from it or checked against it by tests, so they cannot drift apart.
+//!
+//! Paths are matched raw, before percent-decoding: `%2F` inside a key is part of
+//! the key, and `/v1/cache/%6Beys` is the key `keys` while `GET /v1/cache/keys`
+//! lists keys.
+
+use crate::http::Method;
+
+/// What an identity must hold to use an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Nothing; never needs credentials.
+    None,
+    /// `cache.read`.
+    Read,
+    /// `cache.write`.
+    Write,
+}
+
+impl Scope {
+    /// The word used in the OpenAPI document.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// One operation of the client API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `GET /healthz`
+    Liveness,
+    /// `GET /v1/openapi.yaml`
+    OpenApi,
+    /// `GET /v1/cache/{key}`
+    GetKey,
+    /// `HEAD /v1/cache/{key}`
+    HeadKey,
+    /// `PUT /v1/cache/{key}`
+    PutKey,
+    /// `DELETE /v1/cache/{key}`
+    DeleteKey,
+    /// `GET /v1/cache/keys`
+    ListKeys,
+    /// `POST /v1/cache/batch/get`
+    BatchGet,
+    /// `POST /v1/cache/batch/put`
+    BatchPut,
+    /// `POST /v1/cache/batch/delete`
+    BatchDelete,
+    /// `GET /v1/owners/{key}`
+    Owners,
+    /// `GET /v1/me`
+    Me,
+    /// `GET /v1/me/can`
+    MeCan,
+    /// `GET /cluster/members`
+    Members,
+}
+
+/// A method on a path, the operation behind it and the scope it needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint {
+    /// The method, as it stands in a request.
+    pub method: Method,
+    /// The path, with `{key}` for the one variable part a path may have.
+    pub path: &'static str,
+    /// What it does.
+    pub operation: Operation,
+    /// What the caller must hold.
+    pub scope: Scope,
+}
+
+const KEY_PATH: &str = "/v1/cache/{key}";
+const OWNERS_PATH: &str = "/v1/owners/{key}";
+
+const fn endpoint(
+    method: Method,
+    path: &'static str,
+    operation: Operation,
+    scope: Scope,
+) -> Endpoint {
+    Endpoint { method, path, operation, scope }
+}
+
+/// Everything the client listener serves.
+pub const ENDPOINTS: &[Endpoint] = &[
+    endpoint(Method::Get, KEY_PATH, Operation::GetKey, Scope::Read),
+    endpoint(Method::Put, KEY_PATH, Operation::PutKey, Scope::Write),
+    endpoint(Method::Head, KEY_PATH, Operation::HeadKey, Scope::Read),
+    endpoint(Method::Delete, KEY_PATH, Operation::DeleteKey, Scope::Write),
+    endpoint(Method::Get, "/v1/cache/keys", Operation::ListKeys, Scope::Read),
+    endpoint(Method::Post, "/v1/cache/batch/get", Operation::BatchGet, Scope::Read),
+    endpoint(Method::Post, "/v1/cache/batch/put", Operation::BatchPut, Scope::Write),
+    endpoint(Method::Post, "/v1/cache/batch/delete", Operation::BatchDelete, Scope::Write),
+    endpoint(Method::Get, OWNERS_PATH, Operation::Owners, Scope::Read),
+    endpoint(Method::Get, "/v1/me", Operation::Me, Scope::Read),
+    endpoint(Method::Get, "/v1/me/can", Operation::MeCan, Scope::Read),
+    endpoint(Method::Get, "/cluster/members", Operation::Members, Scope::Read),
+    endpoint(Method::Get, "/healthz", Operation::Liveness, Scope::None),
+    endpoint(Method::Get, "/v1/openapi.yaml", Operation::OpenApi, Scope::None),
+];
+
+/// Where a request leads.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// To an operation; `raw_key` is the still percent-encoded last part of the
+    /// path, empty where the path has no variable part.
+    Found {
+        /// What is asked for.
+        operation: Operation,
+        /// What the caller must hold.
+        scope: Scope,
+        /// The encoded key.
+        raw_key: &'a [u8],
+    },
+    /// To a path that exists, by a method it does not offer; `path` is the
+    /// [`Endpoint::path`] whose methods [`allowed_methods`] lists.
+    WrongMethod {
+        /// The path of the table.
+        path: &'static str,
+    },
+    /// Nowhere.
+    Unknown,
+}
+
+/// Finds the operation for a method on a raw path.
+///
+/// `HEAD` is answered wherever `GET` is (RFC 9110 section 9.3.2), except that on
+/// a key it is an operation of its own.
+#[inline]
+pub fn route(method: Method, path: &[u8]) -> Route<'_> {
+    if let Some(raw_key) = path.strip_prefix(b"/v1/cache/".as_slice()) {
+        if !(raw_key == b"keys" && method == Method::Get) && !raw_key.contains(&b'/') {
+            return on_path(method, KEY_PATH, raw_key);
+        }
+    } else if let Some(raw_key) = path.strip_prefix(b"/v1/owners/".as_slice()) {
+        if !raw_key.contains(&b'/') {
+            return on_path(method, OWNERS_PATH, raw_key);
+        }
+        return Route::Unknown;
+    }
+    match ENDPOINTS.iter().find(|endpoint| endpoint.path.as_bytes() == path) {
+        Some(endpoint) => on_path(method, endpoint.path, b""),
+        None => Route::Unknown,
+    }
+}
+
+#[inline]
+fn on_path<'a>(method: Method, path: &'static str, raw_key: &'a [u8]) -> Route<'a> {
+    let offered = |method| {
+        ENDPOINTS.iter().find(|endpoint| endpoint.method == method && endpoint.path == path)
+    };
+    let found = match method {
+        Method::Head => offered(Method::Head).or_else(|| offered(Method::Get)),
+        method => offered(method),
+    };
+    match found {
+        Some(endpoint) => {
+            Route::Found { operation: endpoint.operation, scope: endpoint.scope, raw_key }
+        }
+        None => Route::WrongMethod { path },
+    }
+}
+
+/// The value of `Allow` for a path of the table.
+pub fn allowed_methods(path: &str) -> String {
+    let mut names: Vec<&str> = ENDPOINTS
+        .iter()
+        .filter(|endpoint| endpoint.path == path)
+        .map(|endpoint| endpoint.method.name())
+        .collect();
+    if names.contains(&"GET") && !names.contains(&"HEAD") {
+        names.push("HEAD");
+    }
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(method: Method, path: &str) -> Option<Operation> {
+        match route(method, path.as_bytes()) {
+            Route::Found { operation, .. } => Some(operation),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_endpoint_is_reached_by_its_own_method_and_path() {
+        for endpoint in ENDPOINTS {
+            let path = endpoint.path.replace("{key}", "some%2Fkey");
+            assert_eq!(operation(endpoint.method, &path), Some(endpoint.operation), "{endpoint:?}");
+        }
+    }
+
+    #[test]
+    fn reference_defect_14_the_key_named_keys_is_shadowed_only_for_get() {
+        assert_eq!(operation(Method::Get, "/v1/cache/keys"), Some(Operation::ListKeys));
+        assert_eq!(operation(Method::Get, "/v1/cache/%6Beys"), Some(Operation::GetKey));
+        assert_eq!(operation(Method::Put, "/v1/cache/keys"), Some(Operation::PutKey));
+        assert_eq!(operation(Method::Head, "/v1/cache/keys"), Some(Operation::HeadKey));
+        assert_eq!(operation(Method::Delete, "/v1/cache/keys"), Some(Operation::DeleteKey));
+    }
+
+    #[test]
+    fn a_raw_slash_is_never_part_of_a_key() {
+        assert_eq!(route(Method::Get, b"/v1/cache/a/b"), Route::Unknown);
+        assert_eq!(route(Method::Get, b"/v1/owners/a/b"), Route::Unknown);
+    }
+
+    #[test]
+    fn a_wrong_method_names_the_right_ones() {
+        let Route::WrongMethod { path } = route(Method::Post, b"/v1/cache/k") else {
+            panic!("POST on a key is not offered")
+        };
+        assert_eq!(allowed_methods(path), "GET, PUT, HEAD, DELETE");
+        assert_eq!(allowed_methods("/v1/me"), "GET, HEAD");
+    }
+}

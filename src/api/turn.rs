@@ -1,0 +1,181 @@
+//! The answers to one batch of pipelined requests, in the order of the requests.
+//!
+//! A connection reads, handles every complete request in its buffer, and writes
+//! all answers at once: that is a turn. Answers that this core can give go
+//! straight into [`Answers`]. A request for another core's key leaves a gap: its
+//! operation goes into the turn's [`Exchange`], and when all outcomes are home
+//! [`Turn::close_gaps`] puts everything in order. With no gap nothing is moved.
+//!
+//! Small bodies are copied into the answer bytes; large ones (those the store
+//! keeps by reference) are only referenced, and written from where they lie.
+
+use std::sync::Arc;
+
+use crate::api::key;
+use crate::http::{Connection, HttpDate};
+use crate::operations::{Exchange, Ticket};
+use crate::store::ValueView;
+
+/// Response bytes in order, with large bodies by reference.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// Everything but the referenced bodies.
+    pub bytes: Vec<u8>,
+    /// Bodies by reference, each with its place in `bytes`, in ascending order.
+    pub shared: Vec<SharedBody>,
+    shared_bytes: usize,
+    /// Where JSON bodies are put together before their head is written.
+    pub scratch: Vec<u8>,
+}
+
+/// A large body that is written from where the store keeps it.
+#[derive(Debug)]
+pub struct SharedBody {
+    /// The body stands before this index of the answers' own bytes.
+    pub at: usize,
+    /// The body.
+    pub body: Arc<[u8]>,
+}
+
+impl Answers {
+    /// How many bytes will go out.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.shared_bytes
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.shared.is_empty()
+    }
+
+    /// Adds a response body.
+    #[inline]
+    pub fn push_body(&mut self, body: ValueView<'_>) {
+        match body {
+            ValueView::Bytes(bytes) => self.bytes.extend_from_slice(bytes),
+            ValueView::Shared(body) => {
+                self.shared_bytes += body.len();
+                self.shared.push(SharedBody { at: self.bytes.len(), body: Arc::clone(body) });
+            }
+        }
+    }
+
+    /// Forgets everything; keeps the buffer if it is small.
+    pub fn clear(&mut self, capacity_kept: usize) {
+        self.shared.clear();
+        self.shared_bytes = 0;
+        if self.bytes.capacity() > capacity_kept {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.clear();
+        }
+    }
+
+    fn append_from(&mut self, other: &mut Self, from: usize, to: usize, next_shared: &mut usize) {
+        let mut start = from;
+        while let Some(shared) = other.shared.get(*next_shared).filter(|shared| shared.at <= to) {
+            self.bytes.extend_from_slice(&other.bytes[start..shared.at]);
+            start = shared.at;
+            let body = Arc::clone(&shared.body);
+            self.push_body(ValueView::Shared(&body));
+            *next_shared += 1;
+        }
+        self.bytes.extend_from_slice(&other.bytes[start..to]);
+    }
+}
+
+/// An answer that waits for another core.
+#[derive(Debug)]
+struct Gap {
+    at: usize,
+    ticket: Ticket,
+    render: key::Render,
+    connection: Connection,
+}
+
+/// One batch of pipelined requests being answered.
+#[derive(Debug)]
+pub struct Turn {
+    /// The answers so far, without those that wait.
+    pub answers: Answers,
+    /// What other cores are asked.
+    pub exchange: Exchange,
+    gaps: Vec<Gap>,
+    merged: Answers,
+    /// Whether the connection closes after these answers.
+    pub closes: bool,
+}
+
+impl Turn {
+    /// An empty turn that asks through `exchange`.
+    pub fn new(exchange: Exchange) -> Self {
+        Self {
+            answers: Answers::default(),
+            exchange,
+            gaps: Vec::new(),
+            merged: Answers::default(),
+            closes: false,
+        }
+    }
+
+    /// Whether some answers wait for other cores.
+    #[inline]
+    pub fn has_gaps(&self) -> bool {
+        !self.gaps.is_empty()
+    }
+
+    /// Leaves a place for the answer behind `ticket`.
+    pub fn leave_gap(&mut self, ticket: Ticket, render: key::Render, connection: Connection) {
+        self.gaps.push(Gap { at: self.answers.bytes.len(), ticket, render, connection });
+    }
+
+    /// Puts the outcomes, which must all be home, into their places.
+    pub fn close_gaps(&mut self, facts: &super::NodeFacts, date: &HttpDate, now: crate::clock::UnixMs) {
+        let Self { answers, exchange, gaps, merged, .. } = self;
+        let mut from = 0;
+        let mut next_shared = 0;
+        for gap in gaps.drain(..) {
+            merged.append_from(answers, from, gap.at, &mut next_shared);
+            from = gap.at;
+            let mut writer = super::Writer { answers: merged, facts, date, connection: gap.connection, head_only: matches!(gap.render, key::Render::Head) };
+            match exchange.outcome(gap.ticket) {
+                Some((key, outcome)) => gap.render.answer(&mut writer, key, outcome, now),
+                None => writer.error(&super::ApiError::internal("the owning core did not answer")),
+            }
+        }
+        let end = answers.bytes.len();
+        merged.append_from(answers, from, end, &mut next_shared);
+        std::mem::swap(answers, merged);
+        merged.clear(TURN_BYTES_KEPT);
+        exchange.reset();
+    }
+}
+
+/// Turn buffers larger than this are given back between turns.
+pub const TURN_BYTES_KEPT: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_by_reference_keep_their_place() {
+        let body: Arc<[u8]> = Arc::from(b"BODY".as_slice());
+        let mut first = Answers::default();
+        first.bytes.extend_from_slice(b"ab");
+        first.push_body(ValueView::Shared(&body));
+        first.bytes.extend_from_slice(b"cd");
+
+        let mut second = Answers::default();
+        second.bytes.extend_from_slice(b"_");
+        let mut next_shared = 0;
+        second.append_from(&mut first, 0, 1, &mut next_shared);
+        second.bytes.extend_from_slice(b"-");
+        second.append_from(&mut first, 1, 4, &mut next_shared);
+
+        assert_eq!(second.bytes, b"_a-bcd");
+        assert_eq!(second.shared.len(), 1);
+        assert_eq!(second.shared[0].at, 4);
+        assert_eq!(second.len(), 10);
+    }
+}

@@ -1,0 +1,209 @@
+//! Timeouts of connections, without a timer per read and without ever dropping a
+//! pending read or write.
+//!
+//! Each connection keeps one entry in its core's [`Deadlines`]: what it waits
+//! for and until when. The core's tick sweeps the entries; one that is overdue
+//! has its socket shut down, so that the pending call completes by itself (a read
+//! with end of file, a write with an error) and the connection, which still owns
+//! its buffers, learns from [`Watch::expired`] why. Cost on the request path: two
+//! stores. Precision: one tick.
+//!
+//! A stop works the same way: connections that wait for a next request are shut
+//! down for reading at once; whatever had already arrived is still read and
+//! answered.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::runtime::Aborter;
+
+/// How long a connection may wait for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For the rest of a request whose first byte has arrived.
+    pub read: Duration,
+    /// For the client to take an answer.
+    pub write: Duration,
+    /// For the next request.
+    pub idle: Duration,
+}
+
+/// After an answer that closes the connection, how long the client may take to
+/// close its side, so that it reads the answer before it sees a reset.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Nothing of the client's: it is being served.
+    Nothing,
+    /// The first byte of a request.
+    Idle,
+    /// The rest of a request.
+    Request,
+    /// The client to take its answer.
+    Write,
+    /// The client to close after the last answer.
+    Linger,
+}
+
+#[derive(Debug)]
+struct Entry {
+    deadline_ms: u64,
+    wait: Wait,
+    expired: Option<Wait>,
+    aborter: Option<Aborter>,
+}
+
+/// The waits of all connections of one core.
+#[derive(Debug)]
+pub struct Deadlines {
+    timeouts: Timeouts,
+    now_ms: Cell<u64>,
+    stopping: Cell<bool>,
+    entries: RefCell<Vec<Entry>>,
+    free: RefCell<Vec<usize>>,
+    open: Cell<usize>,
+    expired_count: Cell<u64>,
+}
+
+impl Deadlines {
+    /// No connections yet.
+    pub fn new(timeouts: Timeouts) -> Rc<Self> {
+        Rc::new(Self {
+            timeouts,
+            now_ms: Cell::new(0),
+            stopping: Cell::new(false),
+            entries: RefCell::new(Vec::new()),
+            free: RefCell::new(Vec::new()),
+            open: Cell::new(0),
+            expired_count: Cell::new(0),
+        })
+    }
+
+    /// Watches a new connection.
+    pub fn watch(self: &Rc<Self>, aborter: Aborter) -> Watch {
+        let entry =
+            Entry { deadline_ms: u64::MAX, wait: Wait::Nothing, expired: None, aborter: Some(aborter) };
+        let mut entries = self.entries.borrow_mut();
+        let index = match self.free.borrow_mut().pop() {
+            Some(index) => {
+                entries[index] = entry;
+                index
+            }
+            None => {
+                entries.push(entry);
+                entries.len() - 1
+            }
+        };
+        self.open.set(self.open.get() + 1);
+        Watch { deadlines: Rc::clone(self), index }
+    }
+
+    /// How many connections are watched.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// How many connections were cut because something took too long.
+    pub fn expired_count(&self) -> u64 {
+        self.expired_count.get()
+    }
+
+    /// Whether connections are to close as soon as they have answered.
+    #[inline]
+    pub fn stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Moves the time on and cuts what is overdue. `now_ms` counts from any
+    /// fixed point and never goes back.
+    pub fn sweep(&self, now_ms: u64) {
+        self.now_ms.set(now_ms);
+        for entry in self.entries.borrow_mut().iter_mut() {
+            if entry.deadline_ms <= now_ms {
+                entry.deadline_ms = u64::MAX;
+                entry.expired = Some(entry.wait);
+                if entry.wait != Wait::Linger {
+                    self.expired_count.set(self.expired_count.get() + 1);
+                }
+                cut(entry);
+            }
+        }
+    }
+
+    /// Lets no connection wait for a next request any more.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        for entry in self.entries.borrow_mut().iter_mut() {
+            if matches!(entry.wait, Wait::Idle | Wait::Linger) {
+                cut(entry);
+            }
+        }
+    }
+}
+
+fn cut(entry: &Entry) {
+    let Some(aborter) = &entry.aborter else { return };
+    match entry.wait {
+        Wait::Nothing => {}
+        // Reading only: a request that did not arrive in time still gets its 408.
+        Wait::Idle | Wait::Request | Wait::Linger => aborter.shutdown_read(),
+        Wait::Write => aborter.shutdown_both(),
+    }
+}
+
+/// One connection's entry; gone when dropped.
+#[derive(Debug)]
+pub struct Watch {
+    deadlines: Rc<Deadlines>,
+    index: usize,
+}
+
+impl Watch {
+    /// Says what the connection waits for from now on.
+    #[inline]
+    pub fn wait_for(&self, wait: Wait) {
+        let timeouts = &self.deadlines.timeouts;
+        let limit = match wait {
+            Wait::Nothing => None,
+            Wait::Idle => Some(timeouts.idle),
+            Wait::Request => Some(timeouts.read),
+            Wait::Write => Some(timeouts.write),
+            Wait::Linger => Some(LINGER),
+        };
+        let mut entries = self.deadlines.entries.borrow_mut();
+        let entry = &mut entries[self.index];
+        entry.wait = wait;
+        entry.deadline_ms = match limit {
+            None => u64::MAX,
+            Some(limit) => self.deadlines.now_ms.get().saturating_add(limit.as_millis() as u64),
+        };
+        if self.deadlines.stopping.get() && wait == Wait::Idle {
+            cut(entry);
+        }
+    }
+
+    /// The wait of this connection that was cut for taking too long.
+    pub fn expired(&self) -> Option<Wait> {
+        self.deadlines.entries.borrow()[self.index].expired
+    }
+
+    /// Whether connections are to close as soon as they have answered.
+    #[inline]
+    pub fn stopping(&self) -> bool {
+        self.deadlines.stopping()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut entries = self.deadlines.entries.borrow_mut();
+        let entry = &mut entries[self.index];
+        entry.aborter = None;
+        entry.deadline_ms = u64::MAX;
+        self.deadlines.free.borrow_mut().push(self.index);
+        self.deadlines.open.set(self.deadlines.open.get() - 1);
+    }
+}

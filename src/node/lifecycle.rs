@@ -1,0 +1,466 @@
+//! From settings to a serving node, and from a signal to a clean end.
+//!
+//! ```text
+//! plan cores -> bind every socket -> start threads -> all Ready -> "serving"
+//!     -> first SIGTERM or SIGINT: Stop to all cores -> all Drained, or the deadline
+//!     -> Exit to all cores -> all Ended -> exit code 0
+//! ```
+//!
+//! A second signal ends the process at once with 128 + its number. A core that
+//! ends by itself ends the process with a failure: a node without one of its
+//! shards must not go on as if nothing had happened.
+//!
+//! The calling thread becomes the control thread: it waits for events and does
+//! nothing else, so it is never in the way of a data core.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::connection::Limits;
+use super::core::{Core, Event, Message, Parts, mailbox_capacity};
+use super::deadlines::Timeouts;
+use crate::api::{Api, NodeFacts};
+use crate::clock::Origin;
+use crate::hash::{CoreCount, CoreId};
+use crate::http;
+use crate::mgmt::Management;
+use crate::operations::LocalStore;
+use crate::runtime::{self, CorePlan, DriverReport, Listener, Receiver};
+use crate::settings::{ListenAddr, Settings};
+use crate::store::{Shard, ShardConfig};
+use crate::telemetry::counters::CoreCounters;
+use crate::telemetry::prometheus::{Exposition, ProcessFacts};
+
+/// The share of the container's (or machine's) memory the shards may hold, in
+/// percent: the rest is for connections, answers under way, and what the
+/// allocator cannot reuse.
+const MEMORY_SHARE_PERCENT: u64 = 70;
+
+/// What the shards may hold when no limit can be read anywhere.
+const MEMORY_FALLBACK: u64 = 1 << 30;
+
+/// Descriptors that are not client connections: rings, listeners, wake-ups.
+const DESCRIPTORS_RESERVED: u64 = 256;
+
+const VIRTUAL_NODES: u32 = 64;
+const LISTEN_BACKLOG: u16 = 4096;
+
+/// Why a node did not start: one line, for the person who started it.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+fn cannot(what: impl std::fmt::Display) -> StartError {
+    StartError(what.to_string())
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start as the settings ask; nothing was served then.
+pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
+    let plan = plan_cores(settings)?;
+    let cores = CoreCount::new(plan.cpus.len())
+        .ok_or_else(|| cannot(format!("cannot run {} cores", plan.cpus.len())))?;
+    raise_descriptor_limit(settings.connections);
+
+    let client_listeners = bind("HYPERCACHE_API_ADDR", &settings.api_addr, cores.get())?;
+    let mgmt_listener = bind("HYPERCACHE_MGMT_ADDR", &settings.mgmt_addr, 1)?
+        .pop()
+        .ok_or_else(|| cannot("no management listener"))?;
+    let client_address = local_address(&client_listeners[0])?;
+    let mgmt_address = local_address(&mgmt_listener)?;
+
+    let memory_limit = settings.memory_limit.map_or_else(memory_share, |limit| limit.0);
+    let facts = Arc::new(node_facts(settings, client_address));
+    let counters: Vec<Arc<CoreCounters>> = cores.cores().map(|_| Arc::default()).collect();
+    let (events, inbox) = mpsc::channel();
+    listen_for_signals(events.clone())?;
+
+    let depth = settings.mailbox_depth;
+    let (mailboxes, receivers): (Vec<_>, Vec<_>) =
+        cores.cores().map(|_| runtime::mailbox(mailbox_capacity(cores.get(), depth))).unzip();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let mut threads = Vec::new();
+    for (((core, listener), inbox), counters) in
+        cores.cores().zip(client_listeners).zip(receivers).zip(&counters)
+    {
+        let shard = Shard::new(shard_config(settings, core, cores, memory_limit))
+            .map_err(|error| cannot(format!("HYPERCACHE_MEMORY_LIMIT: {error}")))?;
+        let origin = facts.origin;
+        let tombstone_ttl_ms = settings.tombstone_ttl.as_millis() as u64;
+        let api = Api { facts: Arc::clone(&facts), core, cores };
+        let parts = Parts {
+            api,
+            store: LocalStore::new(shard, origin, tombstone_ttl_ms),
+            mailboxes: mailboxes.clone(),
+            mailbox_depth: depth,
+            limits: limits(settings),
+            timeouts: timeouts(settings),
+            connections: Arc::clone(&connections),
+            connections_max: settings.connections,
+            counters: Arc::clone(counters),
+            events: events.clone(),
+        };
+        let cpu = plan.cpus[core.index()];
+        let choice = settings.io_driver;
+        threads.push(start_core(core, cpu, choice, parts, listener, inbox)?);
+    }
+
+    let drivers = wait_until_ready(&inbox, cores)?;
+    let report = &drivers[0];
+    let process = ProcessFacts {
+        version: env!("CARGO_PKG_VERSION"),
+        driver: report.kind.name(),
+        driver_reason: report.fallback_reason.clone().unwrap_or_default(),
+        cores: cores.get(),
+        pinned: plan.pinned,
+        cores_reason: plan.reason.to_string(),
+        memory_limit_bytes: memory_limit,
+    };
+    let stopping = Arc::new(AtomicBool::new(false));
+    start_management(settings, mgmt_listener, &facts, &process, &counters, &stopping)?;
+    tracing::info!(
+        api = %client_address,
+        mgmt = %mgmt_address,
+        node = %facts.node_id,
+        version = process.version,
+        driver = process.driver,
+        driver_reason = %process.driver_reason,
+        cores = process.cores,
+        pinned = process.pinned,
+        cores_reason = %process.cores_reason,
+        memory_limit_bytes = memory_limit,
+        "serving"
+    );
+    tracing::warn!("no authentication is configured: every client may read and write everything");
+
+    let control = Control { inbox, cores, mailboxes, stopping };
+    Ok(control.until_stopped(settings.shutdown_timeout, threads))
+}
+
+
+fn plan_cores(settings: &Settings) -> Result<CorePlan, StartError> {
+    let mut facts = runtime::read_facts()
+        .map_err(|error| cannot(format!("cannot read which CPUs may be used: {error}")))?;
+    facts.override_cores = settings.cores;
+    facts.exclusive_required = settings.require_exclusive_cpus;
+    let plan = runtime::plan(&facts).map_err(cannot)?;
+    if let Some(warning) = &plan.warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(plan)
+}
+
+fn memory_share() -> u64 {
+    runtime::memory_limit_bytes()
+        .map_or(MEMORY_FALLBACK, |bytes| bytes / 100 * MEMORY_SHARE_PERCENT)
+}
+
+/// Client connections are descriptors: asks for as many as may be open.
+fn raise_descriptor_limit(connections: usize) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let wanted = connections as u64 + DESCRIPTORS_RESERVED;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+        let raised = setrlimit(Resource::Nofile, limit);
+        if raised.is_err() || limit.current.is_some_and(|current| current < wanted) {
+            tracing::warn!(
+                limit = limit.current,
+                wanted,
+                "the limit on open files is lower than HYPERCACHE_CONNECTIONS needs"
+            );
+        }
+    }
+}
+
+/// Binds `count` listeners that share one address, which no other process may be
+/// using: without that check a second node would silently take half of the first
+/// one's connections.
+fn bind(setting: &str, address: &ListenAddr, count: usize) -> Result<Vec<TcpListener>, StartError> {
+    let refuse = |error: io::Error| {
+        cannot(format!("{setting}={address}: cannot listen there: {error}"))
+    };
+    let wanted = resolve(address).map_err(refuse)?;
+    let first = {
+        let alone = runtime::bind_alone(wanted).map_err(refuse)?;
+        alone.local_addr().map_err(refuse)?
+    };
+    (0..count).map(|_| runtime::bind_reuseport(first, LISTEN_BACKLOG).map_err(refuse)).collect()
+}
+
+fn resolve(address: &ListenAddr) -> io::Result<SocketAddr> {
+    match &address.host {
+        None => Ok(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, address.port))),
+        Some(host) => (host.as_str(), address.port)
+            .to_socket_addrs()?
+            .next()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
+    }
+}
+
+fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|error| cannot(format!("a listener has no address: {error}")))
+}
+
+fn node_facts(settings: &Settings, client_address: SocketAddr) -> NodeFacts {
+    let node_id = settings.node_id.to_string();
+    let reachable = |address: &ListenAddr, port: u16| {
+        let host = address.host.as_deref().or(settings.dist_addr.host.as_deref());
+        match host {
+            Some(host) if host.contains(':') => format!("[{host}]:{port}"),
+            Some(host) => format!("{host}:{port}"),
+            None => format!("{node_id}:{port}"),
+        }
+    };
+    NodeFacts {
+        client_address: reachable(&settings.api_addr, client_address.port()),
+        peer_address: reachable(&settings.dist_addr, settings.dist_addr.port),
+        origin: Origin::of(&node_id),
+        owners: vec![node_id.clone()],
+        replication: settings.replication,
+        virtual_nodes: VIRTUAL_NODES,
+        batch_items_max: settings.batch_limit,
+        node_id,
+    }
+}
+
+fn shard_config(
+    settings: &Settings,
+    core: CoreId,
+    cores: CoreCount,
+    memory_limit: u64,
+) -> ShardConfig {
+    // Rounded up or down so that the shards' bounds together are the node's.
+    let share = |total: usize| {
+        total / cores.get() + usize::from(core.index() < total % cores.get())
+    };
+    ShardConfig {
+        cores,
+        core,
+        items_max: match settings.capacity {
+            0 => 0,
+            capacity => share(capacity).max(1),
+        },
+        bytes_max: share(memory_limit as usize),
+        value_bytes_max: settings.value_limit.0 as usize,
+        tombstones_max: share(settings.tombstones).max(1),
+        eviction: settings.eviction,
+    }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        request: http::Limits {
+            head_bytes_max: settings.head_limit.0 as usize,
+            target_bytes_max: settings.target_limit.0 as usize,
+            headers_max: settings.headers_limit,
+            body_bytes_max: settings.body_limit.0,
+        },
+        pipeline_depth: settings.pipeline_depth,
+    }
+}
+
+fn timeouts(settings: &Settings) -> Timeouts {
+    Timeouts {
+        read: settings.read_timeout,
+        write: settings.write_timeout,
+        idle: settings.idle_timeout,
+    }
+}
+
+/// Turns signals into events. The handlers stay installed: from here on no signal
+/// of these ends the process by itself.
+fn listen_for_signals(events: mpsc::Sender<Event>) -> Result<(), StartError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| cannot(format!("cannot handle signals: {error}")))?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if events.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
+    Ok(())
+}
+
+fn start_core(
+    core: CoreId,
+    cpu: Option<usize>,
+    choice: runtime::DriverChoice,
+    parts: Parts,
+    listener: TcpListener,
+    inbox: Receiver<Message>,
+) -> Result<thread::JoinHandle<()>, StartError> {
+    let events = parts.events.clone();
+    thread::Builder::new()
+        .name(format!("core-{}", core.index()))
+        .spawn(move || {
+            let ready = events.clone();
+            let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                runtime::run_core(cpu, choice, |report| async move {
+                    let listener = Listener::from_std(listener)?;
+                    let _ = ready.send(Event::Ready(core, report));
+                    Core::new(parts).run(listener, inbox).await;
+                    Ok::<(), io::Error>(())
+                })
+            }));
+            let problem = match served {
+                Ok(Ok(Ok(()))) => None,
+                Ok(Ok(Err(error)) | Err(error)) => Some(error.to_string()),
+                Err(_) => Some("it panicked".to_owned()),
+            };
+            let _ = events.send(Event::Ended(core, problem));
+        })
+        .map_err(|error| cannot(format!("cannot start a thread: {error}")))
+}
+
+fn wait_until_ready(
+    inbox: &mpsc::Receiver<Event>,
+    cores: CoreCount,
+) -> Result<Vec<DriverReport>, StartError> {
+    let mut reports = Vec::new();
+    while reports.len() < cores.get() {
+        match inbox.recv() {
+            Ok(Event::Ready(_, report)) => reports.push(report),
+            Ok(Event::Ended(core, problem)) => {
+                let problem = problem.unwrap_or_else(|| "it ended at once".to_owned());
+                return Err(cannot(format!("core {} did not start: {problem}", core.index())));
+            }
+            Ok(Event::Signal(signal)) => std::process::exit(128 + signal),
+            Ok(Event::Drained(_)) => {}
+            Err(_) => return Err(cannot("the cores ended before they had started")),
+        }
+    }
+    Ok(reports)
+}
+
+fn start_management(
+    settings: &Settings,
+    listener: TcpListener,
+    facts: &Arc<NodeFacts>,
+    process: &ProcessFacts,
+    counters: &[Arc<CoreCounters>],
+    stopping: &Arc<AtomicBool>,
+) -> Result<(), StartError> {
+    let management = Management {
+        facts: Arc::clone(facts),
+        exposition: Exposition::new(process.clone(), counters.to_vec()),
+        stopping: Arc::clone(stopping),
+    };
+    let (limits, timeouts, choice) = (limits(settings), timeouts(settings), settings.io_driver);
+    thread::Builder::new()
+        .name("management".to_owned())
+        .spawn(move || {
+            let served = runtime::run_core(None, choice, |_| async move {
+                management.run(Listener::from_std(listener)?, limits, timeouts).await;
+                Ok::<(), io::Error>(())
+            });
+            if let Ok(Err(error)) | Err(error) = served {
+                tracing::error!(%error, "the management listener ended");
+            }
+        })
+        .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
+    Ok(())
+}
+
+/// The control thread's view of a serving node.
+struct Control {
+    inbox: mpsc::Receiver<Event>,
+    cores: CoreCount,
+    mailboxes: Vec<runtime::Sender<Message>>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Control {
+    fn until_stopped(self, deadline: Duration, threads: Vec<thread::JoinHandle<()>>) -> ExitCode {
+        loop {
+            match self.inbox.recv() {
+                Ok(Event::Signal(signal)) => {
+                    tracing::info!(signal, "stopping");
+                    return self.stop(deadline, threads);
+                }
+                Ok(Event::Ended(core, problem)) => return died(core, problem),
+                Ok(Event::Ready(..) | Event::Drained(_)) => {}
+                Err(_) => return ExitCode::FAILURE,
+            }
+        }
+    }
+
+    fn stop(self, deadline: Duration, threads: Vec<thread::JoinHandle<()>>) -> ExitCode {
+        let deadline = Instant::now() + deadline;
+        self.stopping.store(true, Ordering::Relaxed);
+        self.tell_all(|| Message::Stop);
+        let mut drained = vec![false; self.cores.get()];
+        while drained.contains(&false) {
+            match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Drained(core)) => drained[core.index()] = true,
+                Ok(Event::Ended(core, problem)) => return died(core, problem),
+                Ok(Event::Signal(signal)) => second_signal(signal),
+                Ok(Event::Ready(..)) => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    let cores = drained.iter().filter(|&&drained| !drained).count();
+                    tracing::warn!(cores, "the shutdown deadline passed: open connections are cut");
+                    // The threads may be busy; the process ends without them.
+                    return ExitCode::SUCCESS;
+                }
+            }
+        }
+        self.tell_all(|| Message::Exit);
+        let mut running = self.cores.get();
+        while running > 0 {
+            match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Ended(_, None)) => running -= 1,
+                Ok(Event::Ended(core, problem)) => return died(core, problem),
+                Ok(Event::Signal(signal)) => second_signal(signal),
+                Ok(Event::Ready(..) | Event::Drained(_)) => {}
+                Err(_) => return ExitCode::SUCCESS,
+            }
+        }
+        for thread in threads {
+            let _ = thread.join();
+        }
+        tracing::info!("stopped");
+        ExitCode::SUCCESS
+    }
+
+    fn tell_all(&self, message: impl Fn() -> Message) {
+        for (core, mailbox) in self.mailboxes.iter().enumerate() {
+            if mailbox.try_send(message()).is_err() {
+                tracing::error!(core, "a mailbox refused a message of the control thread");
+            }
+        }
+    }
+}
+
+fn died(core: CoreId, problem: Option<String>) -> ExitCode {
+    let problem = problem.unwrap_or_default();
+    tracing::error!(core = core.index(), problem, "a core ended: this node cannot go on");
+    ExitCode::FAILURE
+}
+
+fn second_signal(signal: i32) -> ! {
+    tracing::warn!(signal, "a second signal: ending at once");
+    std::process::exit(128 + signal)
+}

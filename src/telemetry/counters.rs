@@ -1,0 +1,74 @@
+//! What one core counts, in cells of its own that others may only read.
+//!
+//! One writer, any reader: the core adds with a plain load and store (no locked
+//! instruction), the control thread reads relaxed. A scrape never makes a core
+//! wait, and no two cores share a cache line.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that one thread changes and others read.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// Adds; only ever called by the owner.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Replaces; only ever called by the owner.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The cells of one core.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct CoreCounters {
+    /// Requests handled.
+    pub requests: Cell,
+    /// Requests refused as malformed or over a limit of the protocol.
+    pub requests_refused: Cell,
+    /// Connections accepted.
+    pub connections_accepted: Cell,
+    /// Connections turned away because the node has as many as it may.
+    pub connections_refused: Cell,
+    /// Connections open now.
+    pub connections_open: Cell,
+    /// Connections cut because the client took too long.
+    pub connections_expired: Cell,
+    /// Batches of operations sent to other cores.
+    pub batches_sent: Cell,
+    /// Operations carried out for other cores.
+    pub operations_for_others: Cell,
+    /// Live items.
+    pub items: Cell,
+    /// Bytes held, all overhead included.
+    pub bytes: Cell,
+    /// Tombstones held.
+    pub tombstones: Cell,
+    /// Reads of keys.
+    pub gets: Cell,
+    /// Reads that found something.
+    pub hits: Cell,
+    /// Values written.
+    pub sets: Cell,
+    /// Deletes.
+    pub removes: Cell,
+    /// Items evicted.
+    pub evicted: Cell,
+    /// Items reaped after they expired.
+    pub expired: Cell,
+    /// Values refused for their size.
+    pub too_large: Cell,
+    /// Longest time between two ticks beyond what was asked, in microseconds.
+    pub tick_delay_us_max: Cell,
+}

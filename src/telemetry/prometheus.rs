@@ -1,0 +1,208 @@
+//! Metrics as OpenMetrics text.
+//!
+//! [`TABLE`] defines each per-core metric once: its name, what it means, its kind
+//! and where its number is. Numbers are read when scraped; nothing is copied or
+//! computed between scrapes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::counters::{Cell, CoreCounters};
+
+/// Facts about the process that do not change while it runs.
+#[derive(Clone, Debug)]
+pub struct ProcessFacts {
+    /// The release.
+    pub version: &'static str,
+    /// The I/O driver the cores run on.
+    pub driver: &'static str,
+    /// Why not a better driver; empty when there is none.
+    pub driver_reason: String,
+    /// Data cores.
+    pub cores: usize,
+    /// Whether each core's thread is pinned to a CPU.
+    pub pinned: bool,
+    /// Why the cores were chosen as they were.
+    pub cores_reason: String,
+    /// Bytes the shards together may hold.
+    pub memory_limit_bytes: u64,
+}
+
+struct Metric {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    kind: MetricType,
+    read: fn(&CoreCounters) -> &Cell,
+}
+
+const fn counter(
+    name: &'static str,
+    help: &'static str,
+    read: fn(&CoreCounters) -> &Cell,
+) -> Metric {
+    Metric { name, help, unit: None, kind: MetricType::Counter, read }
+}
+
+const fn gauge(
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    read: fn(&CoreCounters) -> &Cell,
+) -> Metric {
+    Metric { name, help, unit, kind: MetricType::Gauge, read }
+}
+
+/// Every per-core metric, without the `hypercache_` in front and the `_total`
+/// behind counters.
+const TABLE: &[Metric] = &[
+    counter("requests", "Requests handled by client listeners", |c| &c.requests),
+    counter("requests_refused", "Requests refused as malformed, late or over a limit", |c| {
+        &c.requests_refused
+    }),
+    counter("connections_accepted", "Client connections accepted", |c| &c.connections_accepted),
+    counter("connections_refused", "Client connections closed for being over the limit", |c| {
+        &c.connections_refused
+    }),
+    gauge("connections_open", "Client connections open", None, |c| &c.connections_open),
+    counter("connections_expired", "Client connections cut for being too slow", |c| {
+        &c.connections_expired
+    }),
+    counter("batches_sent", "Batches of operations sent to other cores", |c| &c.batches_sent),
+    counter("operations_for_others", "Operations carried out for other cores", |c| {
+        &c.operations_for_others
+    }),
+    gauge("items", "Live items held", None, |c| &c.items),
+    gauge("store", "Memory held by the store, overhead included", Some(Unit::Bytes), |c| &c.bytes),
+    gauge("tombstones", "Tombstones held", None, |c| &c.tombstones),
+    counter("gets", "Reads of keys", |c| &c.gets),
+    counter("hits", "Reads of keys that found a value", |c| &c.hits),
+    counter("sets", "Values written", |c| &c.sets),
+    counter("removes", "Deletes", |c| &c.removes),
+    counter("evicted_items", "Items evicted to stay within the bounds", |c| &c.evicted),
+    counter("expired_items", "Items removed after their time had passed", |c| &c.expired),
+    counter("values_too_large", "Values refused for their size", |c| &c.too_large),
+    gauge("tick_delay_us_max", "Longest delay of the housekeeping tick, in microseconds", None, |c| {
+        &c.tick_delay_us_max
+    }),
+];
+
+/// Renders the metrics of a node.
+#[derive(Debug)]
+pub struct Exposition {
+    registry: Registry,
+}
+
+impl Exposition {
+    /// The content type of [`Exposition::render`].
+    pub const MEDIA_TYPE: &'static str =
+        "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    /// The metrics of these cores.
+    pub fn new(facts: ProcessFacts, cores: Vec<Arc<CoreCounters>>) -> Self {
+        let mut registry = Registry::with_prefix("hypercache");
+        registry.register_collector(Box::new(NodeCollector { facts, cores }));
+        Self { registry }
+    }
+
+    /// The metrics now.
+    ///
+    /// # Errors
+    ///
+    /// When the encoder fails; it writes to memory, so it does not.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[derive(Debug)]
+struct NodeCollector {
+    facts: ProcessFacts,
+    cores: Vec<Arc<CoreCounters>>,
+}
+
+impl Collector for NodeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let facts = &self.facts;
+        encoder
+            .encode_descriptor("build", "The release that runs", None, MetricType::Info)?
+            .encode_info(&[("version", facts.version)])?;
+        encoder
+            .encode_descriptor(
+                "runtime_driver",
+                "The I/O driver the cores run on, and why not a better one",
+                None,
+                MetricType::Info,
+            )?
+            .encode_info(&[
+                ("driver", facts.driver),
+                ("reason", facts.driver_reason.as_str()),
+            ])?;
+        encoder
+            .encode_descriptor("cores", "Data cores", None, MetricType::Gauge)?
+            .encode_gauge(&(facts.cores as u64))?;
+        let pinned = if facts.pinned { "true" } else { "false" };
+        encoder
+            .encode_descriptor(
+                "core_plan",
+                "Whether cores are pinned to CPUs, and why",
+                None,
+                MetricType::Info,
+            )?
+            .encode_info(&[("pinned", pinned), ("reason", facts.cores_reason.as_str())])?;
+        encoder
+            .encode_descriptor(
+                "memory_limit",
+                "Memory all shards together may hold",
+                Some(&Unit::Bytes),
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&facts.memory_limit_bytes)?;
+        for metric in TABLE {
+            let mut family =
+                encoder.encode_descriptor(metric.name, metric.help, metric.unit.as_ref(), metric.kind)?;
+            for (index, core) in self.cores.iter().enumerate() {
+                let value = (metric.read)(core).get();
+                let labels = [("core", index)];
+                let mut sample = family.encode_family(&labels)?;
+                match metric.kind {
+                    MetricType::Counter => sample.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+                    _ => sample.encode_gauge(&value)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_and_each_core_are_named() {
+        let facts = ProcessFacts {
+            version: "1.2.3",
+            driver: "epoll",
+            driver_reason: "io_uring refused".to_owned(),
+            cores: 2,
+            pinned: true,
+            cores_reason: "the mask is ours".to_owned(),
+            memory_limit_bytes: 1024,
+        };
+        let cores = vec![Arc::new(CoreCounters::default()), Arc::new(CoreCounters::default())];
+        cores[1].requests.add(3);
+        let text = Exposition::new(facts, cores).render().unwrap();
+        assert!(text.contains("hypercache_runtime_driver_info{driver=\"epoll\""), "{text}");
+        assert!(text.contains("hypercache_requests_total{core=\"1\"} 3"), "{text}");
+        assert!(text.contains("hypercache_memory_limit_bytes 1024"), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}
