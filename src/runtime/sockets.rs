@@ -1,0 +1,323 @@
+//! TCP sockets of one core: listeners, streams, and the handles that end their waiting.
+//!
+//! Promises: a read appends to the buffer it is given and never grows it; a write
+//! either sends everything or fails; buffers always come back. Bytes the kernel has
+//! delivered are never lost.
+//!
+//! Never: cancels or drops a pending operation. To end one early (a timeout, a drain)
+//! shut the socket down through its [`Aborter`] or [`Closer`] and await the operation:
+//! a read then ends with what was still queued and at last with 0, a write and an
+//! accept end with an error. That costs nothing per read and is the same on every driver.
+//!
+//! When the peer is slow, a write waits and takes no further memory; when it is gone,
+//! reads end with 0 or an error and writes with an error. When file descriptors run out,
+//! `accept` fails with the kernel's error at once: pause before accepting again.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::backend;
+use super::pending::PendingIo;
+use super::segment::{Cursor, Segment};
+
+/// Opens a listening socket that every core may open again on the same address
+/// (`SO_REUSEPORT`): the kernel spreads connections over them.
+///
+/// `[::]` also takes IPv4 connections, and becomes `0.0.0.0` on a machine without IPv6.
+/// The socket is non-blocking and closed on exec.
+pub fn bind_reuseport(addr: SocketAddr, backlog: u16) -> io::Result<std::net::TcpListener> {
+    let every_address = addr.is_ipv6() && addr.ip().is_unspecified();
+    match bind_one(addr, every_address, backlog) {
+        Err(error) if every_address && is_without_ipv6(&error) => bind_one(
+            SocketAddr::from(([0, 0, 0, 0], addr.port())),
+            false,
+            backlog,
+        ),
+        bound => bound,
+    }
+}
+
+fn bind_one(addr: SocketAddr, dual: bool, backlog: u16) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!dual)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(i32::from(backlog))?;
+    Ok(socket.into())
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+    )
+}
+
+/// The descriptor of a socket while it is open; `None` from the moment it is closed, so
+/// that a handle never reaches a stranger's socket that got the same number.
+#[derive(Clone)]
+pub(super) struct Life(Rc<Cell<Option<RawFd>>>);
+
+impl Life {
+    pub(super) fn new(fd: RawFd) -> Self {
+        Self(Rc::new(Cell::new(Some(fd))))
+    }
+
+    pub(super) fn end(&self) {
+        self.0.set(None);
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    pub(super) fn shutdown(&self, how: Shutdown) {
+        if let Some(fd) = self.0.get() {
+            // SAFETY: the socket's owner ends this life before it closes the descriptor,
+            // on this same thread (`Rc`), so the descriptor is open during this call.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            // It fails only on a socket that is no longer connected: nothing waits there.
+            let _ = SockRef::from(&fd).shutdown(how);
+        }
+    }
+}
+
+/// Accepts connections on one core.
+pub struct Listener {
+    raw: backend::RawListener,
+    life: Life,
+    closed: Rc<Cell<bool>>,
+}
+
+impl Listener {
+    /// Takes over a listening socket, made by [`bind_reuseport`]. Call it on a core.
+    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
+        let (raw, fd) = backend::RawListener::from_std(listener)?;
+        Ok(Self {
+            raw,
+            life: Life::new(fd),
+            closed: Rc::default(),
+        })
+    }
+
+    /// Waits for a connection. It comes with `TCP_NODELAY` set; an IPv4 peer on a
+    /// dual-stack listener has its IPv4 address.
+    ///
+    /// Fails when the listener was closed ([`Listener::is_closed`] then says so), and
+    /// with the kernel's error when the connection was gone already or no descriptor is
+    /// left. Must not be dropped while pending.
+    pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+        let pending = PendingIo::new("accept");
+        let accepted = self.raw.accept().await;
+        pending.finish();
+        let (raw, fd, peer) = accepted?;
+        let stream = Stream::new(raw, fd);
+        // It fails only on a connection that is gone; the first read will tell.
+        let _ = SockRef::from(&stream.fd()).set_tcp_nodelay(true);
+        Ok((
+            stream,
+            SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+        ))
+    }
+
+    /// A handle that ends a pending accept.
+    pub fn closer(&self) -> Closer {
+        Closer {
+            life: self.life.clone(),
+            closed: Rc::clone(&self.closed),
+        }
+    }
+
+    /// Whether a [`Closer`] has closed this listener.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.life.end();
+    }
+}
+
+/// Closes a [`Listener`] from elsewhere on the same core.
+#[derive(Clone)]
+pub struct Closer {
+    life: Life,
+    closed: Rc<Cell<bool>>,
+}
+
+impl Closer {
+    /// Stops listening: a pending accept, and each later one, returns an error.
+    /// Connections the kernel had queued here are reset. Does nothing the second time,
+    /// or when the listener is gone.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.life.shutdown(Shutdown::Both);
+    }
+}
+
+/// Ends the waiting of a [`Stream`] from elsewhere on the same core.
+#[derive(Clone)]
+pub struct Aborter {
+    life: Life,
+}
+
+impl Aborter {
+    /// A pending read, and each later one, ends with what is still queued and then 0.
+    /// Writing goes on. Does nothing when the stream is gone.
+    pub fn shutdown_read(&self) {
+        self.life.shutdown(Shutdown::Read);
+    }
+
+    /// As [`Aborter::shutdown_read`], and a pending write, and each later one, fails.
+    pub fn shutdown_both(&self) {
+        self.life.shutdown(Shutdown::Both);
+    }
+
+    /// Whether the stream still exists.
+    pub fn is_alive(&self) -> bool {
+        self.life.is_alive()
+    }
+}
+
+/// Connects to `addr`, within `timeout` ([`io::ErrorKind::TimedOut`] after it). The
+/// stream has `TCP_NODELAY` set.
+pub async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<Stream> {
+    let pending = PendingIo::new("connect");
+    let connected = backend::connect(addr, timeout).await;
+    pending.finish();
+    let (raw, fd) = connected?;
+    let stream = Stream::new(raw, fd);
+    SockRef::from(&stream.fd()).set_tcp_nodelay(true)?;
+    Ok(stream)
+}
+
+/// A TCP connection, living on one core.
+pub struct Stream {
+    raw: backend::RawStream,
+    fd: RawFd,
+    life: Life,
+}
+
+impl Stream {
+    fn new(raw: backend::RawStream, fd: RawFd) -> Self {
+        Self {
+            raw,
+            fd,
+            life: Life::new(fd),
+        }
+    }
+
+    /// Reads once into the room `buf` has left (its length to its capacity), appending.
+    /// 0 is the end of the stream. A buffer without room is an error, not an end.
+    /// Must not be dropped while pending.
+    pub async fn read(&mut self, buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+        if buf.len() == buf.capacity() {
+            return (Err(io::Error::from(io::ErrorKind::InvalidInput)), buf);
+        }
+        let pending = PendingIo::new("read");
+        let done = self.raw.read(buf).await;
+        pending.finish();
+        done
+    }
+
+    /// Writes all of `buf`. Must not be dropped while pending.
+    pub async fn write_all(&mut self, mut buf: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        let pending = PendingIo::new("write");
+        let mut sent = 0;
+        let result = loop {
+            if sent == buf.len() {
+                break Ok(());
+            }
+            let (wrote, back) = self.raw.write(buf, sent).await;
+            buf = back;
+            match wrote {
+                Ok(0) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
+                Ok(count) => sent += count,
+                Err(error) => break Err(error),
+            }
+        };
+        pending.finish();
+        (result, buf)
+    }
+
+    /// Writes all of `parts`, in order, without copying them together. Must not be
+    /// dropped while pending.
+    pub async fn write_vectored_all(
+        &mut self,
+        mut parts: Vec<Segment>,
+    ) -> (io::Result<()>, Vec<Segment>) {
+        let pending = PendingIo::new("write");
+        let mut cursor = Cursor::default();
+        cursor.advance(&parts, 0);
+        let result = loop {
+            if cursor.is_at_end(&parts) {
+                break Ok(());
+            }
+            let (wrote, back) = self.raw.write_vectored(parts, cursor).await;
+            parts = back;
+            match wrote {
+                Ok(0) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
+                Ok(count) => cursor.advance(&parts, count),
+                Err(error) => break Err(error),
+            }
+        };
+        pending.finish();
+        (result, parts)
+    }
+
+    /// A handle that ends this stream's waiting, for timeouts and drains.
+    pub fn aborter(&self) -> Aborter {
+        Aborter {
+            life: self.life.clone(),
+        }
+    }
+
+    /// Tells the peer that nothing more will be written. Reading goes on.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        SockRef::from(&self.fd()).shutdown(Shutdown::Write)
+    }
+
+    /// Makes dropping this stream reset the connection instead of closing it in order:
+    /// unsent bytes are thrown away and no `TIME_WAIT` is left behind.
+    pub fn set_linger_zero(&self) -> io::Result<()> {
+        SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO))
+    }
+
+    /// The address of the other side.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        inet(SockRef::from(&self.fd()).peer_addr()?)
+    }
+
+    /// The address of this side.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        inet(SockRef::from(&self.fd()).local_addr()?)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `raw` owns the descriptor and is borrowed for as long as the answer.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.life.end();
+    }
+}
+
+fn inet(addr: socket2::SockAddr) -> io::Result<SocketAddr> {
+    let addr = addr.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+    Ok(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+}
