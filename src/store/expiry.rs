@@ -190,3 +190,183 @@ impl Wheel {
 fn digit(tick: u64, level: usize) -> usize {
     (tick >> (SLOT_BITS * level as u32)) as usize % SLOTS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::slab::tests::item;
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const TICK_MS: u64 = 1 << TICK_BITS;
+    const NOW: u64 = 1_800_000_000_000;
+
+    struct Timed {
+        wheel: Wheel,
+        slab: Slab,
+    }
+
+    impl Timed {
+        fn new() -> Self {
+            Self {
+                wheel: Wheel::new(),
+                slab: Slab::default(),
+            }
+        }
+
+        fn add(&mut self, expires_at: u64, now: u64) -> ItemId {
+            let id = self.slab.insert(item(expires_at, Some(UnixMs(expires_at))));
+            self.wheel.insert(&mut self.slab, id, UnixMs(now));
+            id
+        }
+
+        fn take_out(&mut self, id: ItemId) {
+            self.wheel.remove(&mut self.slab, id);
+            self.slab.remove(id);
+        }
+
+        /// The expiries handed out at `now`, and how many steps that took.
+        fn reap(&mut self, now: u64) -> (Vec<u64>, usize) {
+            let mut due = Vec::new();
+            for steps in 0.. {
+                match self.wheel.step(&mut self.slab, UnixMs(now)) {
+                    Step::Due(id) => {
+                        due.push(self.slab.remove(id).expires_at().unwrap().0);
+                    }
+                    Step::Moved => {}
+                    Step::Idle => return (due, steps),
+                }
+            }
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn nothing_is_handed_out_early_and_everything_within_a_tick() {
+        for delay in [
+            0,
+            1,
+            255,
+            256,
+            16_383,
+            16_384,
+            1 << 20,
+            1 << 32,
+            1 << 45,
+            u64::MAX - NOW,
+        ] {
+            let mut timed = Timed::new();
+            timed.add(NOW + delay, NOW);
+            assert_eq!(
+                timed.reap((NOW + delay).saturating_sub(1)).0,
+                [],
+                "after {delay} ms"
+            );
+            let late = (NOW + delay).saturating_add(TICK_MS);
+            if late < u64::MAX {
+                assert_eq!(timed.reap(late).0, [NOW + delay], "after {delay} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_past_on_arrival_is_due_with_the_present_tick() {
+        let mut timed = Timed::new();
+        timed.add(NOW + 10 * TICK_MS, NOW);
+        timed.add(0, NOW);
+        assert_eq!(timed.reap(NOW + TICK_MS).0, [0]);
+    }
+
+    #[test]
+    fn a_jump_of_centuries_costs_steps_by_items_not_by_ticks() {
+        let mut timed = Timed::new();
+        for n in 0..1000 {
+            timed.add(NOW + n * 86_400_000, NOW);
+        }
+        let (due, steps) = timed.reap(NOW + (1 << 43));
+        assert_eq!(due.len(), 1000);
+        assert!(steps <= 1000 * LEVELS, "{steps} steps");
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_hands_out_nothing_early() {
+        let mut timed = Timed::new();
+        timed.add(NOW + 1000, NOW);
+        timed.reap(NOW + 500);
+        timed.add(NOW - 50_000, NOW - 60_000);
+        assert_eq!(timed.reap(NOW - 55_000).0, []);
+        assert_eq!(timed.reap(NOW + 1000 + TICK_MS).0.len(), 2);
+    }
+
+    #[test]
+    fn an_item_taken_out_is_not_handed_out() {
+        let mut timed = Timed::new();
+        let ids: Vec<_> = (0..10).map(|_| timed.add(NOW + 1000, NOW)).collect();
+        for id in [ids[0], ids[9], ids[5]] {
+            timed.take_out(id);
+        }
+        assert_eq!(timed.reap(NOW + 2000).0.len(), 7);
+        assert_eq!(timed.wheel.len, 0);
+        assert_eq!(timed.wheel.occupied, [0; LEVELS]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Add { delay: i64 },
+        TakeOut { nth: usize },
+        Steps { count: usize },
+        Pass { ms: u64 },
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let exponent = 0_u32..46;
+        prop_oneof![
+            4 => (exponent.clone(), any::<u64>())
+                .prop_map(|(bits, any)| Op::Add { delay: (any % (1 << bits)) as i64 }),
+            1 => (0_i64..100_000).prop_map(|past| Op::Add { delay: -past }),
+            2 => any::<usize>().prop_map(|nth| Op::TakeOut { nth }),
+            3 => (0_usize..6).prop_map(|count| Op::Steps { count }),
+            3 => (0_u32..44, any::<u64>()).prop_map(|(bits, any)| Op::Pass { ms: any % (1 << bits) }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_wheel_agrees_with_a_sorted_map(ops in vec(op(), 1..200)) {
+            let mut timed = Timed::new();
+            let mut model: BTreeMap<(u64, u32), ItemId> = BTreeMap::new();
+            let mut now = NOW;
+            for op in ops {
+                match op {
+                    Op::Add { delay } => {
+                        let at = now.saturating_add_signed(delay);
+                        let id = timed.add(at, now);
+                        model.insert((at, id.0), id);
+                    }
+                    Op::TakeOut { nth } if !model.is_empty() => {
+                        let key = *model.keys().nth(nth % model.len()).unwrap();
+                        timed.take_out(model.remove(&key).unwrap());
+                    }
+                    Op::TakeOut { .. } => {}
+                    Op::Steps { count } => for _ in 0..count {
+                        if let Step::Due(id) = timed.wheel.step(&mut timed.slab, UnixMs(now)) {
+                            let at = timed.slab.remove(id).expires_at().unwrap().0;
+                            prop_assert!(at <= now, "{at} handed out at {now}");
+                            prop_assert!(model.remove(&(at, id.0)).is_some());
+                        }
+                    },
+                    Op::Pass { ms } => now = now.saturating_add(ms),
+                }
+                prop_assert_eq!(timed.wheel.len, model.len());
+            }
+            // What was past when it came waits for the tick it came in to pass.
+            now = now.saturating_add(TICK_MS);
+            let (due, _) = timed.reap(now);
+            prop_assert!(due.iter().all(|&at| at <= now));
+            let left = model.len() - due.len();
+            let not_yet = model.keys().filter(|(at, _)| *at >> TICK_BITS >= now >> TICK_BITS).count();
+            prop_assert_eq!(left, not_yet, "all of the passed ticks, and only those");
+        }
+    }
+}

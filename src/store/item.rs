@@ -518,3 +518,117 @@ fn layout_of(shape: Shape) -> Layout {
         Err(_) => unreachable!("an item of {} bytes", shape.size()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(key: &[u8], expires_at: Option<u64>, body: Body<'_>) -> ItemBox {
+        ItemBox::new(NewItem {
+            hash: KeyHash::of(key),
+            key,
+            version: Version::MAX,
+            origin: Origin(u32::MAX),
+            expires_at: expires_at.map(UnixMs),
+            body,
+        })
+    }
+
+    #[test]
+    fn an_item_gives_back_what_it_was_made_of() {
+        let lens = [0, 1, 7, 8, 9, 250, 1024];
+        for key_len in lens {
+            for value_len in lens {
+                for expires_at in [None, Some(0), Some(u64::MAX)] {
+                    let key: Vec<u8> = (0..key_len).map(|n| n as u8).collect();
+                    let value: Vec<u8> = (0..value_len).map(|n| !n as u8).collect();
+                    let shared: Arc<[u8]> = Arc::from(&value[..]);
+                    for body in [Body::Inline(&value), Body::Shared(Arc::clone(&shared))] {
+                        let item = item(&key, expires_at, body);
+                        let view = item.view();
+                        assert_eq!((view.key, view.value.bytes()), (&key[..], &value[..]));
+                        assert_eq!(
+                            (view.version, view.origin),
+                            (Version::MAX, Origin(u32::MAX))
+                        );
+                        assert_eq!(view.expires_at, expires_at.map(UnixMs));
+                        assert_eq!(item.hash().0, KeyHash::of(&key).0 & !0xFFFF);
+                        assert!(item.is(KeyHash::of(&key), &key) && !item.is_tombstone());
+                    }
+                    assert_eq!(
+                        Arc::strong_count(&shared),
+                        1,
+                        "a dropped item drops its Arc"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tombstone_has_no_value_and_is_never_visible() {
+        let item = item(b"key", Some(100), Body::Tombstone);
+        assert!(item.is_tombstone() && item.value().bytes().is_empty());
+        assert!(!item.is_visible(UnixMs(0)));
+    }
+
+    #[test]
+    fn an_item_is_visible_until_the_millisecond_it_expires() {
+        let item = item(b"key", Some(100), Body::Inline(b"value"));
+        assert!(item.is_visible(UnixMs(99)));
+        assert!(!item.is_visible(UnixMs(100)));
+    }
+
+    #[test]
+    fn links_and_state_change_without_touching_the_rest() {
+        let mut item = item(b"key", Some(100), Body::Inline(b"value"));
+        item.set_state(0xFF);
+        item.set_prev(ItemId(1));
+        item.set_next(ItemId(2));
+        item.set_wheel_prev(ItemId(3));
+        item.set_wheel_next(ItemId(4));
+        assert_eq!(
+            (item.state(), item.prev(), item.next()),
+            (0xFF, ItemId(1), ItemId(2))
+        );
+        assert_eq!(item.wheel_links(), (ItemId(3), ItemId(4)));
+        item.set_state(0x0F);
+        assert_eq!((item.state(), item.version()), (0x0F, Version::MAX));
+        assert_eq!(
+            (item.key(), item.value().bytes()),
+            (&b"key"[..], &b"value"[..])
+        );
+        assert_eq!(item.expires_at(), Some(UnixMs(100)));
+    }
+
+    #[test]
+    fn wheel_links_of_an_item_that_never_expires_are_ignored() {
+        let mut item = item(b"key", None, Body::Inline(b"value"));
+        item.set_wheel_prev(ItemId(3));
+        item.set_wheel_next(ItemId(4));
+        assert_eq!(item.wheel_links(), (ItemId::NONE, ItemId::NONE));
+        assert_eq!(item.value().bytes(), b"value");
+    }
+
+    #[test]
+    fn keys_that_differ_only_in_bits_the_header_lacks_are_told_apart() {
+        let item = item(b"key", None, Body::Inline(b""));
+        let hash = KeyHash::of(b"key");
+        assert!(!item.is(hash, b"kez"));
+        assert!(!item.is(KeyHash(hash.0 ^ 1 << 16), b"key"));
+        // 65539 = 3 in 16 bits: the length alone would match.
+        assert!(!item.is(hash, &vec![b'k'; 65_539]));
+    }
+
+    #[test]
+    #[should_panic]
+    fn a_key_that_does_not_fit_its_length_field_is_never_stored() {
+        item(&vec![0; 65_536], None, Body::Tombstone);
+    }
+
+    #[test]
+    fn an_item_can_move_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<ItemBox>();
+    }
+}

@@ -193,3 +193,88 @@ fn split(id: ItemId) -> (u32, usize) {
 fn dangling(id: ItemId) -> ! {
     unreachable!("no item {}", id.0)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::item::{Body, NewItem};
+    use super::*;
+    use crate::clock::{Origin, UnixMs, Version};
+    use crate::hash::KeyHash;
+
+    pub(in super::super) fn item(number: u64, expires_at: Option<UnixMs>) -> ItemBox {
+        let key = number.to_le_bytes();
+        ItemBox::new(NewItem {
+            hash: KeyHash::of(&key),
+            key: &key,
+            version: Version::default(),
+            origin: Origin(0),
+            expires_at,
+            body: Body::Inline(b""),
+        })
+    }
+
+    /// Under Miri every access is checked and slow.
+    const ITEMS: u64 = if cfg!(miri) { 5_000 } else { 50_000 };
+
+    #[test]
+    fn ids_stay_good_while_others_come_and_go() {
+        let mut slab = Slab::default();
+        let ids: Vec<_> = (0..ITEMS).map(|n| slab.insert(item(n, None))).collect();
+        for &id in ids.iter().skip(1).step_by(2) {
+            slab.remove(id);
+        }
+        let again: Vec<_> = (0..ITEMS / 2)
+            .map(|n| slab.insert(item(n + ITEMS, None)))
+            .collect();
+        for (n, &id) in ids.iter().enumerate().step_by(2) {
+            assert_eq!(slab[id].key(), (n as u64).to_le_bytes());
+        }
+        for (n, &id) in again.iter().enumerate() {
+            assert_eq!(slab[id].key(), (n as u64 + ITEMS).to_le_bytes());
+        }
+        assert_eq!(
+            slab.chunk_count,
+            ITEMS.div_ceil(CHUNK_SLOTS as u64) as usize,
+            "no hole unused"
+        );
+    }
+
+    #[test]
+    fn an_emptied_slab_keeps_one_chunk_at_most() {
+        let mut slab = Slab::default();
+        for order in 0..3 {
+            let mut ids: Vec<_> = (0..ITEMS).map(|n| slab.insert(item(n, None))).collect();
+            match order {
+                0 => {}
+                1 => ids.reverse(),
+                // 7919 is prime to the number of items: every id once, scattered.
+                _ => ids = (0..ids.len()).map(|n| ids[n * 7919 % ids.len()]).collect(),
+            }
+            for id in ids {
+                slab.remove(id);
+            }
+            assert_eq!(slab.chunk_count, 1);
+        }
+        let vectors = 3 * malloc_charge(64 + 16 * ITEMS as usize / CHUNK_SLOTS);
+        assert!(slab.bytes() <= CHUNK_CHARGE + vectors);
+    }
+
+    #[test]
+    fn a_replaced_item_keeps_its_id() {
+        let mut slab = Slab::default();
+        let id = slab.insert(item(1, None));
+        let old = slab.replace(id, item(2, Some(UnixMs(5))));
+        assert_eq!(old.key(), 1_u64.to_le_bytes());
+        assert_eq!(slab[id].key(), 2_u64.to_le_bytes());
+    }
+
+    #[test]
+    #[should_panic = "no item"]
+    fn a_dangling_id_is_caught() {
+        let mut slab = Slab::default();
+        let id = slab.insert(item(1, None));
+        slab.insert(item(2, None));
+        slab.remove(id);
+        let _ = &slab[id];
+    }
+}
