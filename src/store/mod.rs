@@ -1,1 +1,47 @@
-//! To be written.
+//! One shard: everything one data core stores.
+//!
+//! Pure state: no I/O, no async, no threads, no clock. Whoever needs time passes
+//! it in as [`UnixMs`](crate::clock::UnixMs). The same code therefore serves a
+//! data core, the simulation and the tests.
+//!
+//! What a [`Shard`] promises:
+//!
+//! * **Last writer wins.** [`Shard::apply`] is the one way in. Of two writes of a
+//!   key the one with the greater (version, origin) stays, in whatever order and
+//!   however often they arrive. A stale write changes nothing.
+//! * **Bounds hold after every call.** Items, bytes and tombstones are bounded;
+//!   room is made in the call that needs it. Bytes are what the allocator really
+//!   hands out, our own structures included.
+//! * **Bounded work.** No call walks all items: tables are small and grow one at a
+//!   time, expiry is a timing wheel advanced in steps, eviction sweeps stop after
+//!   a fixed number of items.
+//! * **Exact expiry.** An item is invisible from the millisecond it expires, reaped
+//!   or not, and reading it never moves that millisecond.
+//!
+//! What it never does: hash a key, read a clock, decide who owns a partition.
+//!
+//! ```text
+//!   KeyHash ─ partition ─► Table (hashbrown, u32 ids) ─► Slab ─► Item (one allocation)
+//!                 │                                        ▲
+//!                 └─► Digest            eviction lists, tombstone queue and
+//!                                       timing wheel are threaded through items
+//! ```
+
+mod digest;
+mod eviction;
+mod expiry;
+mod item;
+mod list;
+mod memory;
+mod partition;
+mod shard;
+mod slab;
+mod table;
+
+pub use digest::Digest;
+pub use eviction::{EvictionPolicy, UnknownEvictionPolicy};
+pub use item::{ItemView, Resident, ValueView};
+pub use shard::{
+    Applied, Content, KEY_BYTES_MAX, SHARED_VALUE_BYTES, Shard, ShardConfig, ShardStats,
+    ShardTooSmall, TooLarge, ValueIn, Write,
+};

@@ -1,0 +1,634 @@
+//! One stored item: header, key and value in one allocation behind a thin pointer.
+//!
+//! ```text
+//!   0  version (53 bits), flags (3), eviction state (8)
+//!   8  top 48 bits of the key's hash, key length (16)
+//!  16  origin, value length
+//!  24  links of the list the item is in: previous, next
+//!  32  only if it expires: expiry, wheel links          (16 bytes)
+//!   …  only if the value is shared: Arc<[u8]>           (16 bytes)
+//!   …  key bytes, then the value bytes unless shared
+//! ```
+//!
+//! An item never changes after it was made, except its links and its eviction
+//! state. All unsafe code of the store is in this file. It rests on one invariant:
+//! **the flags and lengths in the header describe the allocation exactly**. They
+//! are written once, in [`ItemBox::new`], and no method changes them.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::mem::size_of;
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::Arc;
+
+use super::digest::Digest;
+use super::memory::{malloc_charge, shared_charge};
+use crate::clock::{Origin, UnixMs, Version};
+use crate::hash::KeyHash;
+
+/// An item as a reader sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct ItemView<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The value.
+    pub value: ValueView<'a>,
+    /// When it was written.
+    pub version: Version,
+    /// Who stamped that version.
+    pub origin: Origin,
+    /// When it stops being visible, if ever.
+    pub expires_at: Option<UnixMs>,
+}
+
+/// A value as a reader sees it.
+#[derive(Clone, Copy, Debug)]
+pub enum ValueView<'a> {
+    /// A small value: copy it into the answer.
+    Bytes(&'a [u8]),
+    /// A large value: clone the handle rather than the bytes.
+    Shared(&'a Arc<[u8]>),
+}
+
+impl<'a> ValueView<'a> {
+    /// The bytes, however they are held.
+    #[inline]
+    pub fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Shared(shared) => shared,
+        }
+    }
+}
+
+/// What is known of a key, visible or not: what last writer wins compares with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// When it was written.
+    pub version: Version,
+    /// Who stamped that version.
+    pub origin: Origin,
+    /// Whether it is a deletion.
+    pub tombstone: bool,
+    /// When it expires, if ever; possibly past.
+    pub expires_at: Option<UnixMs>,
+}
+
+/// The place of an item in the slab. Ids are below [`ItemId::LIMIT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct ItemId(pub(super) u32);
+
+impl ItemId {
+    /// No item: the end of a list.
+    pub(super) const NONE: Self = Self(u32::MAX);
+    /// Above every id. The top bit is left to the timing wheel.
+    pub(super) const LIMIT: u32 = 1 << 31;
+
+    /// The id, unless it is [`ItemId::NONE`].
+    #[inline]
+    pub(super) fn some(self) -> Option<Self> {
+        (self != Self::NONE).then_some(self)
+    }
+}
+
+/// What an item holds besides its key.
+pub(super) enum Body<'a> {
+    Tombstone,
+    Inline(&'a [u8]),
+    Shared(Arc<[u8]>),
+}
+
+/// Everything a new item is made of.
+pub(super) struct NewItem<'a> {
+    pub(super) hash: KeyHash,
+    pub(super) key: &'a [u8],
+    pub(super) version: Version,
+    pub(super) origin: Origin,
+    pub(super) expires_at: Option<UnixMs>,
+    pub(super) body: Body<'a>,
+}
+
+#[repr(C)]
+struct Header {
+    version_and_state: u64,
+    hash_and_key_len: u64,
+    origin: u32,
+    value_len: u32,
+    prev: ItemId,
+    next: ItemId,
+}
+
+#[repr(C)]
+struct Expiry {
+    at: u64,
+    prev: ItemId,
+    next: ItemId,
+}
+
+const HEADER_BYTES: usize = size_of::<Header>();
+const EXPIRY_BYTES: usize = size_of::<Expiry>();
+const SHARED_BYTES: usize = size_of::<Arc<[u8]>>();
+const ALIGN: usize = 8;
+
+const _: () = assert!(HEADER_BYTES == 32 && EXPIRY_BYTES == 16 && SHARED_BYTES == 16);
+const _: () = assert!(align_of::<Header>() <= ALIGN && align_of::<Arc<[u8]>>() <= ALIGN);
+// An expiry or an Arc after the header stays aligned: both are multiples of ALIGN.
+const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN) && EXPIRY_BYTES.is_multiple_of(ALIGN));
+
+const TOMBSTONE: u64 = 1 << 53;
+const EXPIRING: u64 = 1 << 54;
+const SHARED: u64 = 1 << 55;
+const STATE_SHIFT: u32 = 56;
+const STATE_MASK: u64 = 0xFF << STATE_SHIFT;
+
+/// Which bits of a hash an item keeps; the others carry the key length.
+const HASH_MASK: u64 = !0xFFFF;
+
+/// What an item takes in memory, before it is made.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) key_len: usize,
+    pub(super) value_len: usize,
+    pub(super) expiring: bool,
+    pub(super) shared: bool,
+}
+
+impl Shape {
+    /// The bytes charged for the item, a shared value's block included.
+    #[inline]
+    pub(super) fn charge(self) -> usize {
+        let shared = if self.shared {
+            shared_charge(self.value_len)
+        } else {
+            0
+        };
+        malloc_charge(self.size()).saturating_add(shared)
+    }
+
+    #[inline]
+    fn shared_offset(self) -> usize {
+        HEADER_BYTES + if self.expiring { EXPIRY_BYTES } else { 0 }
+    }
+
+    #[inline]
+    fn key_offset(self) -> usize {
+        self.shared_offset() + if self.shared { SHARED_BYTES } else { 0 }
+    }
+
+    #[inline]
+    fn size(self) -> usize {
+        let inline_len = if self.shared { 0 } else { self.value_len };
+        self.key_offset()
+            .saturating_add(self.key_len)
+            .saturating_add(inline_len)
+    }
+}
+
+/// An owned item; 8 bytes, and `Option<ItemBox>` is no larger.
+pub(super) struct ItemBox(NonNull<Header>);
+
+// SAFETY: an ItemBox owns its block and the only things inside are plain words and
+// an Arc<[u8]>, which may itself be sent. It is deliberately not Sync.
+unsafe impl Send for ItemBox {}
+
+impl ItemBox {
+    /// Makes an item, linked to nothing.
+    ///
+    /// # Panics
+    /// When the key is longer than `u16::MAX` or the value than `u32::MAX`, and only
+    /// then; the shard refuses both long before.
+    pub(super) fn new(new: NewItem<'_>) -> Self {
+        let (flag, value_len) = match &new.body {
+            Body::Tombstone => (TOMBSTONE, 0),
+            Body::Inline(bytes) => (0, bytes.len()),
+            Body::Shared(shared) => (SHARED, shared.len()),
+        };
+        let expiring = if new.expires_at.is_some() {
+            EXPIRING
+        } else {
+            0
+        };
+        assert!(new.key.len() <= usize::from(u16::MAX) && value_len <= u32::MAX as usize);
+        let shape = Shape {
+            key_len: new.key.len(),
+            value_len,
+            expiring: new.expires_at.is_some(),
+            shared: flag == SHARED,
+        };
+        let layout = layout_of(shape);
+        // SAFETY: the layout has at least HEADER_BYTES bytes.
+        let block = unsafe { alloc(layout) };
+        let Some(header) = NonNull::new(block.cast::<Header>()) else {
+            handle_alloc_error(layout)
+        };
+        // SAFETY: the block is ours alone, ALIGN-aligned, and `layout` was computed from
+        // `shape`: the header, then an expiry and an Arc exactly when the shape has
+        // them, then key_len bytes, then value_len bytes unless the value is shared.
+        // Source slices are borrowed from elsewhere, so nothing overlaps.
+        unsafe {
+            header.write(Header {
+                version_and_state: new.version.get() | flag | expiring,
+                hash_and_key_len: (new.hash.0 & HASH_MASK) | shape.key_len as u64,
+                origin: new.origin.0,
+                value_len: value_len as u32,
+                prev: ItemId::NONE,
+                next: ItemId::NONE,
+            });
+            if let Some(at) = new.expires_at {
+                let expiry = Expiry {
+                    at: at.0,
+                    prev: ItemId::NONE,
+                    next: ItemId::NONE,
+                };
+                block.add(HEADER_BYTES).cast::<Expiry>().write(expiry);
+            }
+            let key = block.add(shape.key_offset());
+            ptr::copy_nonoverlapping(new.key.as_ptr(), key, shape.key_len);
+            match new.body {
+                Body::Tombstone => {}
+                Body::Inline(bytes) => {
+                    ptr::copy_nonoverlapping(bytes.as_ptr(), key.add(shape.key_len), value_len);
+                }
+                Body::Shared(shared) => {
+                    block
+                        .add(shape.shared_offset())
+                        .cast::<Arc<[u8]>>()
+                        .write(shared);
+                }
+            }
+        }
+        Self(header)
+    }
+
+    /// The bytes this item is charged for.
+    #[inline]
+    pub(super) fn charge(&self) -> usize {
+        self.shape().charge()
+    }
+
+    /// The key.
+    #[inline]
+    pub(super) fn key(&self) -> &[u8] {
+        let shape = self.shape();
+        // SAFETY: `new` wrote key_len bytes at key_offset of this block; both follow
+        // from the header, which describes the block exactly. Nothing writes there again.
+        unsafe {
+            let key = self.0.as_ptr().cast::<u8>().add(shape.key_offset());
+            slice::from_raw_parts(key, shape.key_len)
+        }
+    }
+
+    /// The value; empty for a tombstone.
+    #[inline]
+    pub(super) fn value(&self) -> ValueView<'_> {
+        let shape = self.shape();
+        let block = self.0.as_ptr().cast::<u8>();
+        // SAFETY: as in `key`: the header says what `new` wrote and where. A shared
+        // value's Arc is alive until `drop` and its offset is a multiple of ALIGN.
+        unsafe {
+            if shape.shared {
+                ValueView::Shared(&*block.add(shape.shared_offset()).cast::<Arc<[u8]>>())
+            } else {
+                let value = block.add(shape.key_offset() + shape.key_len);
+                ValueView::Bytes(slice::from_raw_parts(value, shape.value_len))
+            }
+        }
+    }
+
+    /// The item as a reader sees it.
+    #[inline]
+    pub(super) fn view(&self) -> ItemView<'_> {
+        ItemView {
+            key: self.key(),
+            value: self.value(),
+            version: self.version(),
+            origin: self.origin(),
+            expires_at: self.expires_at(),
+        }
+    }
+
+    /// What last writer wins compares with.
+    #[inline]
+    pub(super) fn resident(&self) -> Resident {
+        Resident {
+            version: self.version(),
+            origin: self.origin(),
+            tombstone: self.is_tombstone(),
+            expires_at: self.expires_at(),
+        }
+    }
+
+    /// What the item contributes to its partition's digest.
+    #[inline]
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of(
+            self.hash(),
+            self.version(),
+            self.origin(),
+            self.is_tombstone(),
+        )
+    }
+
+    #[inline]
+    pub(super) fn version(&self) -> Version {
+        let raw = self.header().version_and_state & Version::MAX.get();
+        // Masked to 53 bits, so it is always a version.
+        Version::new(raw).unwrap_or(Version::MAX)
+    }
+
+    #[inline]
+    pub(super) fn origin(&self) -> Origin {
+        Origin(self.header().origin)
+    }
+
+    /// The key's hash with its low 16 bits cleared.
+    #[inline]
+    pub(super) fn hash(&self) -> KeyHash {
+        KeyHash(self.header().hash_and_key_len & HASH_MASK)
+    }
+
+    /// Whether this is the item of `key`, whose hash is `hash`.
+    #[inline]
+    pub(super) fn is(&self, hash: KeyHash, key: &[u8]) -> bool {
+        // One comparison settles almost every mismatch; key lengths fit 16 bits
+        // or the comparison of the keys fails.
+        self.header().hash_and_key_len == (hash.0 & HASH_MASK) | (key.len() as u64 & !HASH_MASK)
+            && self.key() == key
+    }
+
+    #[inline]
+    pub(super) fn is_tombstone(&self) -> bool {
+        self.header().version_and_state & TOMBSTONE != 0
+    }
+
+    /// Whether a read at `now` sees the item.
+    #[inline]
+    pub(super) fn is_visible(&self, now: UnixMs) -> bool {
+        !self.is_tombstone() && self.expires_at().is_none_or(|at| now < at)
+    }
+
+    #[inline]
+    pub(super) fn expires_at(&self) -> Option<UnixMs> {
+        self.expiry().map(|expiry| UnixMs(expiry.at))
+    }
+
+    /// The eviction policy's 8 bits; 0 in a new item.
+    #[inline]
+    pub(super) fn state(&self) -> u8 {
+        (self.header().version_and_state >> STATE_SHIFT) as u8
+    }
+
+    #[inline]
+    pub(super) fn set_state(&mut self, state: u8) {
+        let word = &mut self.header_mut().version_and_state;
+        *word = (*word & !STATE_MASK) | u64::from(state) << STATE_SHIFT;
+    }
+
+    #[inline]
+    pub(super) fn prev(&self) -> ItemId {
+        self.header().prev
+    }
+
+    #[inline]
+    pub(super) fn next(&self) -> ItemId {
+        self.header().next
+    }
+
+    #[inline]
+    pub(super) fn set_prev(&mut self, id: ItemId) {
+        self.header_mut().prev = id;
+    }
+
+    #[inline]
+    pub(super) fn set_next(&mut self, id: ItemId) {
+        self.header_mut().next = id;
+    }
+
+    /// The links in the timing wheel; both [`ItemId::NONE`] if it never expires.
+    #[inline]
+    pub(super) fn wheel_links(&self) -> (ItemId, ItemId) {
+        self.expiry()
+            .map_or((ItemId::NONE, ItemId::NONE), |expiry| {
+                (expiry.prev, expiry.next)
+            })
+    }
+
+    /// Sets the previous link in the timing wheel; nothing if it never expires.
+    #[inline]
+    pub(super) fn set_wheel_prev(&mut self, id: ItemId) {
+        if let Some(expiry) = self.expiry_mut() {
+            expiry.prev = id;
+        }
+    }
+
+    /// Sets the next link in the timing wheel; nothing if it never expires.
+    #[inline]
+    pub(super) fn set_wheel_next(&mut self, id: ItemId) {
+        if let Some(expiry) = self.expiry_mut() {
+            expiry.next = id;
+        }
+    }
+
+    /// Takes over the eviction state and list links of the item it replaces.
+    pub(super) fn inherit_place(&mut self, old: &Self) {
+        self.set_state(old.state());
+        self.set_prev(old.prev());
+        self.set_next(old.next());
+    }
+
+    #[inline]
+    fn header(&self) -> &Header {
+        // SAFETY: the block starts with an initialised header and is ours; `&self`
+        // keeps it from being written meanwhile.
+        unsafe { self.0.as_ref() }
+    }
+
+    #[inline]
+    fn header_mut(&mut self) -> &mut Header {
+        // SAFETY: as in `header`, and `&mut self` makes the access exclusive. Callers
+        // in this file change only links and state.
+        unsafe { self.0.as_mut() }
+    }
+
+    #[inline]
+    fn expiry(&self) -> Option<&Expiry> {
+        if self.header().version_and_state & EXPIRING == 0 {
+            return None;
+        }
+        // SAFETY: the flag says that `new` wrote an Expiry right after the header.
+        Some(unsafe {
+            &*self
+                .0
+                .as_ptr()
+                .cast::<u8>()
+                .add(HEADER_BYTES)
+                .cast::<Expiry>()
+        })
+    }
+
+    #[inline]
+    fn expiry_mut(&mut self) -> Option<&mut Expiry> {
+        if self.header().version_and_state & EXPIRING == 0 {
+            return None;
+        }
+        // SAFETY: as in `expiry`, and `&mut self` makes the access exclusive.
+        Some(unsafe {
+            &mut *self
+                .0
+                .as_ptr()
+                .cast::<u8>()
+                .add(HEADER_BYTES)
+                .cast::<Expiry>()
+        })
+    }
+
+    #[inline]
+    fn shape(&self) -> Shape {
+        let header = self.header();
+        Shape {
+            key_len: (header.hash_and_key_len & !HASH_MASK) as usize,
+            value_len: header.value_len as usize,
+            expiring: header.version_and_state & EXPIRING != 0,
+            shared: header.version_and_state & SHARED != 0,
+        }
+    }
+}
+
+impl Drop for ItemBox {
+    fn drop(&mut self) {
+        let shape = self.shape();
+        let block = self.0.as_ptr().cast::<u8>();
+        // SAFETY: the block was allocated in `new` with the layout of this very shape
+        // and is dropped once; its Arc, if it has one, was written there and never
+        // moved out.
+        unsafe {
+            if shape.shared {
+                ptr::drop_in_place(block.add(shape.shared_offset()).cast::<Arc<[u8]>>());
+            }
+            dealloc(block, layout_of(shape));
+        }
+    }
+}
+
+fn layout_of(shape: Shape) -> Layout {
+    match Layout::from_size_align(shape.size(), ALIGN) {
+        Ok(layout) => layout,
+        // At most u16::MAX + u32::MAX bytes and a header: always a layout on 64 bit.
+        Err(_) => unreachable!("an item of {} bytes", shape.size()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(key: &[u8], expires_at: Option<u64>, body: Body<'_>) -> ItemBox {
+        ItemBox::new(NewItem {
+            hash: KeyHash::of(key),
+            key,
+            version: Version::MAX,
+            origin: Origin(u32::MAX),
+            expires_at: expires_at.map(UnixMs),
+            body,
+        })
+    }
+
+    #[test]
+    fn an_item_gives_back_what_it_was_made_of() {
+        let lens = [0, 1, 7, 8, 9, 250, 1024];
+        for key_len in lens {
+            for value_len in lens {
+                for expires_at in [None, Some(0), Some(u64::MAX)] {
+                    let key: Vec<u8> = (0..key_len).map(|n| n as u8).collect();
+                    let value: Vec<u8> = (0..value_len).map(|n| !n as u8).collect();
+                    let shared: Arc<[u8]> = Arc::from(&value[..]);
+                    for body in [Body::Inline(&value), Body::Shared(Arc::clone(&shared))] {
+                        let item = item(&key, expires_at, body);
+                        let view = item.view();
+                        assert_eq!((view.key, view.value.bytes()), (&key[..], &value[..]));
+                        assert_eq!(
+                            (view.version, view.origin),
+                            (Version::MAX, Origin(u32::MAX))
+                        );
+                        assert_eq!(view.expires_at, expires_at.map(UnixMs));
+                        assert_eq!(item.hash().0, KeyHash::of(&key).0 & !0xFFFF);
+                        assert!(item.is(KeyHash::of(&key), &key) && !item.is_tombstone());
+                    }
+                    assert_eq!(
+                        Arc::strong_count(&shared),
+                        1,
+                        "a dropped item drops its Arc"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tombstone_has_no_value_and_is_never_visible() {
+        let item = item(b"key", Some(100), Body::Tombstone);
+        assert!(item.is_tombstone() && item.value().bytes().is_empty());
+        assert!(!item.is_visible(UnixMs(0)));
+    }
+
+    #[test]
+    fn an_item_is_visible_until_the_millisecond_it_expires() {
+        let item = item(b"key", Some(100), Body::Inline(b"value"));
+        assert!(item.is_visible(UnixMs(99)));
+        assert!(!item.is_visible(UnixMs(100)));
+    }
+
+    #[test]
+    fn links_and_state_change_without_touching_the_rest() {
+        let mut item = item(b"key", Some(100), Body::Inline(b"value"));
+        item.set_state(0xFF);
+        item.set_prev(ItemId(1));
+        item.set_next(ItemId(2));
+        item.set_wheel_prev(ItemId(3));
+        item.set_wheel_next(ItemId(4));
+        assert_eq!(
+            (item.state(), item.prev(), item.next()),
+            (0xFF, ItemId(1), ItemId(2))
+        );
+        assert_eq!(item.wheel_links(), (ItemId(3), ItemId(4)));
+        item.set_state(0x0F);
+        assert_eq!((item.state(), item.version()), (0x0F, Version::MAX));
+        assert_eq!(
+            (item.key(), item.value().bytes()),
+            (&b"key"[..], &b"value"[..])
+        );
+        assert_eq!(item.expires_at(), Some(UnixMs(100)));
+    }
+
+    #[test]
+    fn wheel_links_of_an_item_that_never_expires_are_ignored() {
+        let mut item = item(b"key", None, Body::Inline(b"value"));
+        item.set_wheel_prev(ItemId(3));
+        item.set_wheel_next(ItemId(4));
+        assert_eq!(item.wheel_links(), (ItemId::NONE, ItemId::NONE));
+        assert_eq!(item.value().bytes(), b"value");
+    }
+
+    #[test]
+    fn keys_that_differ_only_in_bits_the_header_lacks_are_told_apart() {
+        let item = item(b"key", None, Body::Inline(b""));
+        let hash = KeyHash::of(b"key");
+        assert!(!item.is(hash, b"kez"));
+        assert!(!item.is(KeyHash(hash.0 ^ 1 << 16), b"key"));
+        // 65539 = 3 in 16 bits: the length alone would match.
+        assert!(!item.is(hash, &vec![b'k'; 65_539]));
+    }
+
+    #[test]
+    #[should_panic]
+    fn a_key_that_does_not_fit_its_length_field_is_never_stored() {
+        item(&vec![0; 65_536], None, Body::Tombstone);
+    }
+
+    #[test]
+    fn an_item_can_move_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<ItemBox>();
+    }
+}

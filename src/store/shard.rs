@@ -1,0 +1,577 @@
+//! One shard: the single owner of a core's items.
+//!
+//! An item is in one of these states; every change is one call here.
+//!
+//! ```text
+//!            apply(value)              apply(tombstone)
+//!  absent ───────────────► value ─────────────────────► tombstone
+//!    ▲ ▲                     │  ◄─────────────────────      │
+//!    │ └─ evict, reap, clear ┘       apply(value)           │
+//!    └──────────────── reap, purge, clear ──────────────────┘
+//! ```
+//!
+//! A value that has expired is still a value to last writer wins, until it is reaped;
+//! readers do not see it.
+//!
+//! Invariants between calls:
+//! * every item is in one table, in one list (values in the policy's, tombstones in
+//!   the queue) and, if it expires, in the wheel;
+//! * a partition's digest is the sum over its items; `item_bytes` the sum of their charges;
+//! * `len() <= items_max`, `tombstones() <= tombstones_max`, `bytes() <= bytes_max`.
+//!
+//! What happens when full: the call that goes over a bound evicts values until it
+//! holds, and purges the oldest tombstones when no value is left. The item being
+//! written is in no list meanwhile, so nothing that makes room can find it: what
+//! `apply` reports as stored can be read afterwards. That this ends in time follows
+//! from three bounds: fixed structures take at most a quarter of `bytes_max`, an item
+//! at most half, and with all others gone tables and slab shrink to less than the
+//! last quarter.
+
+use std::fmt;
+use std::mem::size_of;
+use std::sync::Arc;
+
+use super::digest::Digest;
+use super::eviction::{EvictionPolicy, Evictor, Policy};
+use super::expiry::{Step, Wheel};
+use super::item::{Body, ItemBox, ItemId, ItemView, NewItem, Resident, Shape};
+use super::list::List;
+use super::partition::Partitions;
+use super::slab::{CHUNK_SLOTS, Slab};
+use crate::clock::{Origin, UnixMs, Version};
+use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
+
+/// The longest key.
+pub const KEY_BYTES_MAX: usize = 1024;
+
+/// From this length on a value is kept in a block of its own that readers share
+/// instead of copying.
+pub const SHARED_VALUE_BYTES: usize = 16 * 1024;
+
+/// Item ids are shared by values and tombstones: so many of each at most, less what
+/// may lie unused in chunks.
+const ITEMS_LIMIT: usize = (ItemId::LIMIT / 2) as usize - CHUNK_SLOTS;
+
+/// Fixed structures may take one part in this many of a shard.
+const FIXED_SHARE: usize = 4;
+/// An item may take one part in this many of a shard.
+const ITEM_SHARE: usize = 2;
+/// What an item is taken to be when only the number of items is to be guessed.
+const ITEM_BYTES_GUESS: usize = 256;
+
+/// How large a shard may become, and which one it is.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// How many cores the node runs.
+    pub cores: CoreCount,
+    /// Which of them this shard belongs to.
+    pub core: CoreId,
+    /// The most items it holds, tombstones not counted; 0 for no such bound.
+    pub items_max: usize,
+    /// The most bytes it takes, everything included.
+    pub bytes_max: usize,
+    /// The longest value it accepts.
+    pub value_bytes_max: usize,
+    /// The most tombstones it holds; taken as 1 if 0.
+    pub tombstones_max: usize,
+    /// Which items leave first.
+    pub eviction: EvictionPolicy,
+}
+
+/// A write as it comes from a client or a replica.
+#[derive(Clone, Debug)]
+pub struct Write<'a> {
+    /// The hash of `key`.
+    pub hash: KeyHash,
+    /// The key, of 1 to [`KEY_BYTES_MAX`] bytes.
+    pub key: &'a [u8],
+    /// When it was written.
+    pub version: Version,
+    /// Who stamped that version.
+    pub origin: Origin,
+    /// What was written.
+    pub content: Content<'a>,
+}
+
+/// What a write says about its key.
+#[derive(Clone, Debug)]
+pub enum Content<'a> {
+    /// The key has this value.
+    Value {
+        /// The value.
+        value: ValueIn<'a>,
+        /// From when on it is invisible; a point in time, so that replicas agree.
+        expires_at: Option<UnixMs>,
+    },
+    /// The key was deleted.
+    Tombstone {
+        /// Until when the deletion must be remembered.
+        expires_at: UnixMs,
+    },
+}
+
+/// A value on its way in. The store decides how it is kept: in a shared block from
+/// [`SHARED_VALUE_BYTES`] on, else copied next to its key.
+#[derive(Clone, Debug)]
+pub enum ValueIn<'a> {
+    /// Bytes that belong to someone else.
+    Bytes(&'a [u8]),
+    /// A block that may be kept as it is.
+    Shared(Arc<[u8]>),
+}
+
+impl ValueIn<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Shared(shared) => shared.len(),
+        }
+    }
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It is now what the shard holds for its key.
+    Stored,
+    /// The shard holds this very write or a newer one; nothing changed.
+    Stale,
+}
+
+/// The write is larger than this shard accepts; nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    /// The length or charge that was too much.
+    pub bytes: usize,
+    /// What it may be at most.
+    pub bytes_max: usize,
+}
+
+impl fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, at most {} fit", self.bytes, self.bytes_max)
+    }
+}
+
+impl std::error::Error for TooLarge {}
+
+/// The byte bound leaves no useful room beside the shard's fixed structures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardTooSmall {
+    /// The bound that was asked for.
+    pub bytes_max: usize,
+    /// The least that works with these settings.
+    pub bytes_min: usize,
+}
+
+impl fmt::Display for ShardTooSmall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "a shard of {} bytes is too small, it needs {}",
+            self.bytes_max, self.bytes_min
+        )
+    }
+}
+
+impl std::error::Error for ShardTooSmall {}
+
+/// What a shard has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Calls of [`Shard::get`].
+    pub gets: u64,
+    /// Those that found a visible item.
+    pub hits: u64,
+    /// Values stored.
+    pub sets: u64,
+    /// Tombstones stored.
+    pub removes: u64,
+    /// Writes that lost to what was there.
+    pub stale_writes: u64,
+    /// Values evicted to make room.
+    pub evicted_items: u64,
+    /// What these were charged for.
+    pub evicted_bytes: u64,
+    /// Values reaped after they had expired.
+    pub expired: u64,
+    /// Tombstones reaped after they had expired.
+    pub tombstones_expired: u64,
+    /// Tombstones dropped before they expired, to make room.
+    pub tombstones_purged: u64,
+    /// Writes refused as too large.
+    pub too_large: u64,
+}
+
+/// Everything one core stores. See the module's comment.
+pub struct Shard {
+    slab: Slab,
+    partitions: Partitions,
+    policy: Evictor,
+    /// Tombstones, the oldest arrival first.
+    tombstones: List,
+    wheel: Wheel,
+    /// How many values there are.
+    len: usize,
+    item_bytes: usize,
+    items_max: usize,
+    bytes_max: usize,
+    value_bytes_max: usize,
+    charge_max: usize,
+    tombstones_max: usize,
+    stats: ShardStats,
+}
+
+impl Shard {
+    /// An empty shard; an error if `bytes_max` is too small to be of use.
+    pub fn new(config: ShardConfig) -> Result<Self, ShardTooSmall> {
+        let items_max = if config.items_max == 0 {
+            ITEMS_LIMIT
+        } else {
+            config.items_max
+        };
+        let items_max = items_max.min(ITEMS_LIMIT);
+        let shard = Self {
+            slab: Slab::default(),
+            partitions: Partitions::new(config.cores, config.core),
+            policy: Evictor::new(
+                config.eviction,
+                items_max.min(config.bytes_max / ITEM_BYTES_GUESS),
+            ),
+            tombstones: List::default(),
+            wheel: Wheel::new(),
+            len: 0,
+            item_bytes: 0,
+            items_max,
+            bytes_max: config.bytes_max,
+            value_bytes_max: config.value_bytes_max.min(u32::MAX as usize),
+            charge_max: config.bytes_max / ITEM_SHARE,
+            tombstones_max: config.tombstones_max.clamp(1, ITEMS_LIMIT),
+            stats: ShardStats::default(),
+        };
+        let bytes_min = FIXED_SHARE * (shard.bytes() + Slab::bytes_min());
+        if config.bytes_max < bytes_min {
+            return Err(ShardTooSmall {
+                bytes_max: config.bytes_max,
+                bytes_min,
+            });
+        }
+        Ok(shard)
+    }
+
+    /// Reads a key: counts it, and marks the item as used. Allocates nothing.
+    #[inline]
+    pub fn get(&mut self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {
+        self.stats.gets += 1;
+        let id = self.partitions.find(&self.slab, hash, key)?;
+        if !self.slab[id].is_visible(now) {
+            return None;
+        }
+        self.stats.hits += 1;
+        self.policy.access(&mut self.slab, id);
+        Some(self.slab[id].view())
+    }
+
+    /// Reads a key without leaving a trace.
+    pub fn peek(&self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {
+        let item = &self.slab[self.partitions.find(&self.slab, hash, key)?];
+        item.is_visible(now).then(|| item.view())
+    }
+
+    /// What is known of a key, even if it is deleted or expired.
+    pub fn resident(&self, hash: KeyHash, key: &[u8]) -> Option<Resident> {
+        let id = self.partitions.find(&self.slab, hash, key)?;
+        Some(self.slab[id].resident())
+    }
+
+    /// Takes in a write, wherever it comes from. The one way in.
+    ///
+    /// Of all writes of a key the one with the greatest (version, origin) stays. The
+    /// same write again is stale, so writes may come late, twice and in any order.
+    pub fn apply(&mut self, write: Write<'_>, now: UnixMs) -> Result<Applied, TooLarge> {
+        if let Err(refused) = self.check_size(&write) {
+            self.stats.too_large += 1;
+            return Err(refused);
+        }
+        let found = self.partitions.find(&self.slab, write.hash, write.key);
+        if let Some(id) = found {
+            let item = &self.slab[id];
+            if (write.version, write.origin) <= (item.version(), item.origin()) {
+                self.stats.stale_writes += 1;
+                return Ok(Applied::Stale);
+            }
+        }
+        match write.content {
+            Content::Value { .. } => self.stats.sets += 1,
+            Content::Tombstone { .. } => self.stats.removes += 1,
+        }
+        let item = new_item(write);
+        self.item_bytes += item.charge();
+        match found {
+            Some(id) => self.replace(id, item, now),
+            None => self.insert(item, now),
+        }
+        Ok(Applied::Stored)
+    }
+
+    /// Forgets what has expired, doing at most `steps_max` small steps.
+    ///
+    /// Returns whether there is more to do at `now`.
+    pub fn reap(&mut self, now: UnixMs, steps_max: usize) -> bool {
+        for _ in 0..steps_max {
+            match self.wheel.step(&mut self.slab, now) {
+                Step::Due(id) => {
+                    if self.slab[id].is_tombstone() {
+                        self.stats.tombstones_expired += 1;
+                    } else {
+                        self.stats.expired += 1;
+                    }
+                    self.unlist(id);
+                    self.forget(id);
+                }
+                Step::Moved => {}
+                Step::Idle => return false,
+            }
+        }
+        self.wheel.has_work(now)
+    }
+
+    /// Evicts up to `count` values; returns how many there were to evict.
+    pub fn evict(&mut self, count: usize) -> usize {
+        (0..count).take_while(|_| self.evict_one()).count()
+    }
+
+    /// Removes values and tombstones, `steps_max` at most, leaving no tombstones.
+    ///
+    /// Returns whether there is more to do.
+    pub fn clear_step(&mut self, steps_max: usize) -> bool {
+        for _ in 0..steps_max {
+            let Some(id) = self.policy.any().or(self.tombstones.front()) else {
+                return false;
+            };
+            self.unlist(id);
+            self.wheel.remove(&mut self.slab, id);
+            self.forget(id);
+        }
+        self.len > 0 || !self.tombstones.is_empty()
+    }
+
+    /// The digest of one partition; that of nothing if another core owns it.
+    pub fn digest(&self, partition: PartitionId) -> Digest {
+        self.partitions.digest(partition)
+    }
+
+    /// Visits every visible item of one partition, in no particular order.
+    pub fn scan(&self, partition: PartitionId, now: UnixMs, mut visit: impl FnMut(ItemView<'_>)) {
+        for id in self.partitions.ids(partition) {
+            let item = &self.slab[id];
+            if item.is_visible(now) {
+                visit(item.view());
+            }
+        }
+    }
+
+    /// Visits all that is known of one partition, tombstones and expired items too: what
+    /// its digest is the sum of.
+    pub fn scan_residents(&self, partition: PartitionId, mut visit: impl FnMut(&[u8], Resident)) {
+        for id in self.partitions.ids(partition) {
+            let item = &self.slab[id];
+            visit(item.key(), item.resident());
+        }
+    }
+
+    /// How many values it holds, expired ones included until they are reaped.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no value; there may be tombstones.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many tombstones it holds.
+    #[inline]
+    pub fn tombstones(&self) -> usize {
+        self.tombstones.len()
+    }
+
+    /// What it takes in memory, everything included.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.item_bytes
+            + self.partitions.bytes()
+            + self.slab.bytes()
+            + self.policy.bytes()
+    }
+
+    /// What it has counted.
+    #[inline]
+    pub fn stats(&self) -> &ShardStats {
+        &self.stats
+    }
+
+    fn check_size(&self, write: &Write<'_>) -> Result<(), TooLarge> {
+        let check = |bytes, bytes_max| {
+            if bytes > bytes_max {
+                Err(TooLarge { bytes, bytes_max })
+            } else {
+                Ok(())
+            }
+        };
+        let (value_len, expiring) = match &write.content {
+            Content::Value { value, expires_at } => (value.len(), expires_at.is_some()),
+            Content::Tombstone { .. } => (0, true),
+        };
+        check(write.key.len(), KEY_BYTES_MAX)?;
+        check(value_len, self.value_bytes_max)?;
+        let shape = Shape {
+            key_len: write.key.len(),
+            value_len,
+            expiring,
+            shared: value_len >= SHARED_VALUE_BYTES,
+        };
+        check(shape.charge(), self.charge_max)
+    }
+
+    fn insert(&mut self, item: ItemBox, now: UnixMs) {
+        let id = self.slab.insert(item);
+        self.partitions.insert(&self.slab, id);
+        self.settle(id, now);
+    }
+
+    fn replace(&mut self, id: ItemId, mut item: ItemBox, now: UnixMs) {
+        self.wheel.remove(&mut self.slab, id);
+        let old = &self.slab[id];
+        let keeps_place = !old.is_tombstone() && !item.is_tombstone();
+        if keeps_place {
+            item.inherit_place(old);
+        } else {
+            self.unlist(id);
+        }
+        let partition = item.hash().partition();
+        let new_digest = item.digest();
+        let old = self.slab.replace(id, item);
+        self.item_bytes -= old.charge();
+        self.partitions
+            .replaced(partition, old.digest(), new_digest);
+        drop(old);
+        if keeps_place {
+            self.policy.access(&mut self.slab, id);
+            if self.bytes() <= self.bytes_max {
+                self.wheel.insert(&mut self.slab, id, now);
+                return;
+            }
+            self.unlist(id);
+        }
+        self.settle(id, now);
+    }
+
+    /// Makes room for an item that is in no list, then puts it in its own.
+    fn settle(&mut self, id: ItemId, now: UnixMs) {
+        if self.slab[id].is_tombstone() {
+            while self.tombstones.len() >= self.tombstones_max && self.purge_tombstone() {}
+            self.make_room(self.items_max);
+            self.tombstones.push_back(&mut self.slab, id);
+        } else {
+            self.make_room(self.items_max - 1);
+            self.policy.insert(&mut self.slab, id);
+            self.len += 1;
+        }
+        self.wheel.insert(&mut self.slab, id, now);
+    }
+
+    /// Evicts until at most `len_max` values are listed and the byte bound holds.
+    fn make_room(&mut self, len_max: usize) {
+        while self.len > len_max || self.bytes() > self.bytes_max {
+            if !self.evict_one() && !self.purge_tombstone() {
+                break;
+            }
+        }
+        debug_assert!(
+            self.bytes() <= self.bytes_max,
+            "an item that was let in does not fit"
+        );
+    }
+
+    fn evict_one(&mut self) -> bool {
+        let Some(id) = self.policy.evict(&mut self.slab) else {
+            return false;
+        };
+        self.len -= 1;
+        self.wheel.remove(&mut self.slab, id);
+        let charge = self.forget(id);
+        self.stats.evicted_items += 1;
+        self.stats.evicted_bytes += charge as u64;
+        true
+    }
+
+    fn purge_tombstone(&mut self) -> bool {
+        let Some(id) = self.tombstones.front() else {
+            return false;
+        };
+        self.unlist(id);
+        self.wheel.remove(&mut self.slab, id);
+        self.forget(id);
+        self.stats.tombstones_purged += 1;
+        true
+    }
+
+    /// Takes an item out of the policy's list or the queue of tombstones.
+    fn unlist(&mut self, id: ItemId) {
+        if self.slab[id].is_tombstone() {
+            self.tombstones.remove(&mut self.slab, id);
+        } else {
+            self.policy.remove(&mut self.slab, id);
+            self.len -= 1;
+        }
+    }
+
+    /// Frees an item that is in no list and not in the wheel; returns its charge.
+    fn forget(&mut self, id: ItemId) -> usize {
+        self.partitions.remove(&self.slab, id);
+        let charge = self.slab.remove(id).charge();
+        self.item_bytes -= charge;
+        charge
+    }
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard")
+            .field("len", &self.len)
+            .field("tombstones", &self.tombstones.len())
+            .field("bytes", &self.bytes())
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+fn new_item(write: Write<'_>) -> ItemBox {
+    let (body, expires_at) = match &write.content {
+        Content::Tombstone { expires_at } => (Body::Tombstone, Some(*expires_at)),
+        Content::Value { value, expires_at } => {
+            let body = match value {
+                ValueIn::Bytes(bytes) if bytes.len() >= SHARED_VALUE_BYTES => {
+                    Body::Shared(Arc::from(*bytes))
+                }
+                ValueIn::Bytes(bytes) => Body::Inline(bytes),
+                ValueIn::Shared(shared) if shared.len() >= SHARED_VALUE_BYTES => {
+                    Body::Shared(Arc::clone(shared))
+                }
+                ValueIn::Shared(shared) => Body::Inline(shared),
+            };
+            (body, *expires_at)
+        }
+    };
+    ItemBox::new(NewItem {
+        hash: write.hash,
+        key: write.key,
+        version: write.version,
+        origin: write.origin,
+        expires_at,
+        body,
+    })
+}

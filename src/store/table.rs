@@ -1,0 +1,107 @@
+//! One hash table of ids.
+//!
+//! The table stores 4 bytes per slot, a byte of hashbrown's tags beside them, and
+//! finds the rest of the hash in the item: growing never hashes a key. It stays
+//! small (see `partition.rs`), so growing it is short. When fewer than an eighth of
+//! its places are used it shrinks; when empty it holds no memory at all.
+//!
+//! hashbrown takes the position from the low bits of a hash and its tag from the
+//! top 7. The top 12 bits are equal within a partition and would make every tag the
+//! same, so [`spread`] moves varying bits there.
+
+use hashbrown::HashTable;
+
+use super::item::ItemId;
+use super::memory::malloc_charge;
+use super::slab::Slab;
+use crate::hash::KeyHash;
+
+/// Tables of at most this capacity are not worth shrinking, except to nothing.
+const SHRINK_CAPACITY_MIN: usize = 28;
+
+/// Ids of items, found by hash and key.
+#[derive(Default)]
+pub(super) struct Table {
+    ids: HashTable<u32>,
+}
+
+impl Table {
+    /// The item of `key`, if it is here.
+    #[inline]
+    pub(super) fn find(&self, slab: &Slab, hash: KeyHash, key: &[u8]) -> Option<ItemId> {
+        self.ids
+            .find(spread(hash), |&id| slab[ItemId(id)].is(hash, key))
+            .copied()
+            .map(ItemId)
+    }
+
+    /// Adds an item whose key is not here yet.
+    pub(super) fn insert(&mut self, slab: &Slab, id: ItemId) {
+        let hasher = |&id: &u32| spread(slab[ItemId(id)].hash());
+        self.ids.insert_unique(hasher(&id.0), id.0, hasher);
+    }
+
+    /// Takes out an item that is here, and shrinks if few are left.
+    pub(super) fn remove(&mut self, slab: &Slab, id: ItemId) {
+        let hasher = |&id: &u32| spread(slab[ItemId(id)].hash());
+        if let Ok(entry) = self.ids.find_entry(hasher(&id.0), |&other| other == id.0) {
+            entry.remove();
+        }
+        let (len, capacity) = (self.ids.len(), self.ids.capacity());
+        if len == 0 {
+            self.ids = HashTable::new();
+        } else if capacity > SHRINK_CAPACITY_MIN && len < capacity / 8 {
+            self.ids.shrink_to(2 * len, hasher);
+        }
+    }
+
+    /// Every item, in no particular order.
+    pub(super) fn ids(&self) -> impl Iterator<Item = ItemId> {
+        self.ids.iter().copied().map(ItemId)
+    }
+
+    /// What the table takes beyond its own struct.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        malloc_charge(self.ids.allocation_size())
+    }
+}
+
+/// The hash given to hashbrown: of the 36 bits that vary within a partition and are
+/// kept in the item, the upper ones become the tag and the lower the position.
+///
+/// Bits 29..=35 of the kept hash end up in the tag, bits 0..=27 in the position;
+/// `partition.rs` picks the table by bits 28 and below, of which a table of less than
+/// half a million places uses none.
+#[inline]
+fn spread(hash: KeyHash) -> u64 {
+    let kept = hash.0 >> 16;
+    kept << 28 | (kept & ((1 << 28) - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn tags_and_positions_vary_within_a_partition() {
+        let mut tags = HashSet::new();
+        let mut positions = HashSet::new();
+        for key in 0..100_000_u32 {
+            let hash = KeyHash(KeyHash::of(&key.to_le_bytes()).0 >> 12 | 7 << 52);
+            let spread = spread(hash);
+            tags.insert(spread >> 57);
+            positions.insert(spread & 1023);
+        }
+        assert_eq!((tags.len(), positions.len()), (128, 1024));
+    }
+
+    #[test]
+    fn bits_that_are_not_kept_do_not_matter() {
+        assert_eq!(
+            spread(KeyHash(0x1234_5678_9ABC_0000)),
+            spread(KeyHash(0x1234_5678_9ABC_FFFF))
+        );
+    }
+}
