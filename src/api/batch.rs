@@ -21,7 +21,6 @@ use crate::clock::UnixMs;
 use crate::hash::KeyHash;
 use crate::http::{Connection, Status};
 use crate::operations::{Action, Exchange, Outcome, Ticket};
-use crate::store::ValueView;
 
 /// How large the JSON answer to one batch may grow.
 pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
@@ -175,7 +174,7 @@ impl Request {
                             to_json(out, &GetResult { key, found: false, held: None })?;
                         }
                         Outcome::Found(found) => {
-                            let value = ValueView::as_bytes(&found.value);
+                            let value = found.value.bytes();
                             let held = Some(Held {
                                 value: Base64Text(value),
                                 value_encoding: "base64",

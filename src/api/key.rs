@@ -9,13 +9,13 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{Api, ApiError, KEY_BYTES_MAX, Moment, Turn, Writer, key_text};
+use super::{Api, ApiError, Moment, Turn, Writer, key_text};
 use crate::clock::UnixMs;
 use crate::duration::GoDuration;
 use crate::hash::KeyHash;
 use crate::http::{Connection, Head, Query, Status, percent_decode};
 use crate::operations::{Action, Found, LocalStore, Outcome};
-use crate::store::{SHARED_VALUE_BYTES, ValueIn, ValueView};
+use crate::store::{KEY_BYTES_MAX, SHARED_VALUE_BYTES, ValueIn, ValueView};
 
 /// What is asked of the key.
 #[derive(Debug)]
@@ -292,7 +292,7 @@ fn metadata(writer: &mut Writer<'_>, found: &Found<ValueView<'_>>, now: UnixMs) 
         extra.push(("X-Cache-Ttl-Ms", ttl_ms.as_bytes()));
         extra.push(("X-Cache-Expires-At", expires_at.as_bytes()));
     }
-    let length = found.value.len() as u64;
+    let length = found.value.bytes().len() as u64;
     writer.head(Status::Ok, Some("application/octet-stream"), length, None, &extra);
 }
 
@@ -335,7 +335,7 @@ impl<'a> ItemEnvelope<'a> {
     ) -> Self {
         Self {
             key: key_text(key),
-            value: Base64Text(found.value.as_bytes()),
+            value: Base64Text(found.value.bytes()),
             value_encoding: "base64",
             item: ItemFields::of(found, facts, now),
             node: &facts.node_id,

@@ -33,9 +33,6 @@ use crate::operations::LocalStore;
 use crate::store::ValueView;
 use router::{Operation, Route};
 
-/// The longest key, in bytes after percent-decoding.
-pub const KEY_BYTES_MAX: usize = 1024;
-
 /// The document served at `/v1/openapi.yaml`.
 pub const OPENAPI_YAML: &str = include_str!("openapi.yaml");
 
@@ -217,7 +214,7 @@ impl Writer<'_> {
     /// A value, as it was put.
     #[inline]
     pub fn octets(&mut self, value: ValueView<'_>) {
-        let length = value.len();
+        let length = value.bytes().len();
         http::write_ok_octets(&mut self.answers.bytes, self.date, length, self.connection);
         self.answers.push_body(value);
     }

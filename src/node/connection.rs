@@ -24,7 +24,7 @@ use std::rc::Rc;
 
 use super::deadlines::{Wait, Watch};
 use crate::api::turn::TURN_BYTES_KEPT;
-use crate::api::{ApiError, Turn};
+use crate::api::{Answers, ApiError, Turn};
 use crate::http::{self, BodyFraming, ChunkedDecoder, Head, RequestError};
 use crate::runtime::{Segment, Stream};
 
@@ -332,10 +332,7 @@ async fn write(stream: &mut Stream, watch: &Watch, turn: &mut Turn) -> bool {
         answers.bytes = bytes;
         written
     } else {
-        let segments = Segment::interleave(
-            bytes,
-            answers.shared.drain(..).map(|shared| (shared.at, shared.body)),
-        );
+        let segments = segments(bytes, answers);
         stream.write_vectored_all(segments).await.0
     };
     watch.wait_for(Wait::Nothing);
@@ -346,6 +343,22 @@ async fn write(stream: &mut Stream, watch: &Watch, turn: &mut Turn) -> bool {
         return false;
     }
     written.is_ok()
+}
+
+/// The answers as parts of one vectored write, large bodies from where they lie.
+fn segments(mut bytes: Vec<u8>, answers: &mut Answers) -> Vec<Segment> {
+    let mut segments = Vec::with_capacity(2 * answers.shared.len() + 1);
+    // From the back, so that each split moves only what follows the last body.
+    for shared in answers.shared.drain(..).rev() {
+        let behind = bytes.split_off(shared.at);
+        if !behind.is_empty() {
+            segments.push(Segment::from(behind));
+        }
+        segments.push(Segment::from(shared.body));
+    }
+    segments.push(Segment::from(bytes));
+    segments.reverse();
+    segments
 }
 
 /// Closes our side and reads on for a while: closing a socket with unread input

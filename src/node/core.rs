@@ -97,7 +97,6 @@ pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
 }
 
 /// What a core is made of.
-#[derive(Debug)]
 pub struct Parts {
     /// The API it serves.
     pub api: Api,
@@ -122,7 +121,6 @@ pub struct Parts {
 }
 
 /// A running core.
-#[derive(Debug)]
 pub struct Core {
     api: Api,
     store: RefCell<LocalStore>,
@@ -138,7 +136,6 @@ pub struct Core {
 }
 
 /// Another core, as seen from this one.
-#[derive(Debug)]
 struct Peer {
     mailbox: Sender<Message>,
     batches: Credits,
@@ -219,7 +216,6 @@ impl Reply {
 }
 
 /// A connection's entry among its core's replies.
-#[derive(Debug)]
 pub struct Link {
     core: Rc<Core>,
     reply: Rc<Reply>,

@@ -48,7 +48,6 @@ pub enum Wait {
     Linger,
 }
 
-#[derive(Debug)]
 struct Entry {
     deadline_ms: u64,
     wait: Wait,
@@ -57,7 +56,6 @@ struct Entry {
 }
 
 /// The waits of all connections of one core.
-#[derive(Debug)]
 pub struct Deadlines {
     timeouts: Timeouts,
     now_ms: Cell<u64>,
@@ -155,7 +153,6 @@ fn cut(entry: &Entry) {
 }
 
 /// One connection's entry; gone when dropped.
-#[derive(Debug)]
 pub struct Watch {
     deadlines: Rc<Deadlines>,
     index: usize,

@@ -45,7 +45,7 @@ pub use self::mailbox::{RECEIVE_BATCH_MAX, Receiver, Sender, TrySendError, mailb
 pub use self::memory::memory_limit_bytes;
 pub use self::pending::dropped_pending_io;
 pub use self::segment::Segment;
-pub use self::sockets::{Aborter, Closer, Listener, Stream, bind_reuseport, connect};
+pub use self::sockets::{Aborter, Closer, Listener, Stream, bind_alone, bind_reuseport, connect};
 
 use std::future::Future;
 use std::io;

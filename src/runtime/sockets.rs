@@ -32,27 +32,46 @@ use super::segment::{Cursor, Segment};
 /// `[::]` also takes IPv4 connections, and becomes `0.0.0.0` on a machine without IPv6.
 /// The socket is non-blocking and closed on exec.
 pub fn bind_reuseport(addr: SocketAddr, backlog: u16) -> io::Result<std::net::TcpListener> {
+    bind_any_family(addr, Some(backlog))
+}
+
+/// Opens a socket on `addr` only if no other socket listens there, whether or not it
+/// would share. Drop it before the cores bind: it holds the address alone.
+pub fn bind_alone(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    bind_any_family(addr, None)
+}
+
+fn bind_any_family(
+    addr: SocketAddr,
+    shared_backlog: Option<u16>,
+) -> io::Result<std::net::TcpListener> {
     let every_address = addr.is_ipv6() && addr.ip().is_unspecified();
-    match bind_one(addr, every_address, backlog) {
-        Err(error) if every_address && is_without_ipv6(&error) => bind_one(
-            SocketAddr::from(([0, 0, 0, 0], addr.port())),
-            false,
-            backlog,
-        ),
+    match bind_one(addr, every_address, shared_backlog) {
+        Err(error) if every_address && is_without_ipv6(&error) => {
+            bind_one(SocketAddr::from(([0, 0, 0, 0], addr.port())), false, shared_backlog)
+        }
         bound => bound,
     }
 }
 
-fn bind_one(addr: SocketAddr, dual: bool, backlog: u16) -> io::Result<std::net::TcpListener> {
+/// Binds, and listens where `shared_backlog` says how many connections may wait: then
+/// other sockets may do the same.
+fn bind_one(
+    addr: SocketAddr,
+    dual: bool,
+    shared_backlog: Option<u16>,
+) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!dual)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shared_backlog.is_some())?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(i32::from(backlog))?;
+    if let Some(backlog) = shared_backlog {
+        socket.listen(i32::from(backlog))?;
+    }
     Ok(socket.into())
 }
 

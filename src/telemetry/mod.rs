@@ -1,1 +1,5 @@
-//! To be written.
+//! What a node tells about itself: counters, metrics, logs.
+
+pub mod counters;
+pub mod logs;
+pub mod prometheus;
