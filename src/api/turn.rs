@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use crate::api::key;
+use crate::clock::UnixMs;
 use crate::http::{Connection, HttpDate};
 use crate::operations::{Exchange, Ticket};
 use crate::store::ValueView;
@@ -104,6 +105,8 @@ pub struct Turn {
     merged: Answers,
     /// Whether the connection closes after these answers.
     pub closes: bool,
+    /// The time for which the requests of this turn are answered, read once.
+    pub now: Option<UnixMs>,
 }
 
 impl Turn {
@@ -115,6 +118,7 @@ impl Turn {
             gaps: Vec::new(),
             merged: Answers::default(),
             closes: false,
+            now: None,
         }
     }
 
@@ -130,7 +134,7 @@ impl Turn {
     }
 
     /// Puts the outcomes, which must all be home, into their places.
-    pub fn close_gaps(&mut self, facts: &super::NodeFacts, date: &HttpDate, now: crate::clock::UnixMs) {
+    pub fn close_gaps(&mut self, facts: &super::NodeFacts, date: &HttpDate, now: UnixMs) {
         let Self { answers, exchange, gaps, merged, .. } = self;
         let mut from = 0;
         let mut next_shared = 0;

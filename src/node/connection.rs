@@ -99,6 +99,7 @@ pub async fn serve<S: Service>(
             return;
         }
         loop {
+            turn.now = None;
             let step = input.handle_batch(&*service, &limits, &mut turn);
             if !input.timed {
                 watch.wait_for(Wait::Nothing);

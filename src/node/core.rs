@@ -499,7 +499,7 @@ impl Service for Rc<Core> {
         self.counters.requests.add(1);
         let date = self.date.get();
         let moment =
-            Moment { now: wall_time(), date: &date, stopping: self.deadlines.stopping() };
+            Moment { now: *turn.now.get_or_insert_with(wall_time), date: &date, stopping: self.deadlines.stopping() };
         self.api.handle(head, body, &mut self.store.borrow_mut(), turn, moment)
     }
 
