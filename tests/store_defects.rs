@@ -1,5 +1,7 @@
 //! The reference's defects that are the store's to avoid, one test or more for each.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 mod store_support;
 
 use hypercache::clock::UnixMs;

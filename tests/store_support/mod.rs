@@ -1,5 +1,6 @@
 //! What the tests of the store share: short ways to make shards and writes.
 #![allow(dead_code)] // Each test binary uses a part of it.
+#![allow(clippy::unwrap_used)]
 
 use hypercache::clock::{Origin, UnixMs, Version};
 use hypercache::hash::{CoreCount, CoreId, KeyHash, PartitionId};
