@@ -76,6 +76,30 @@ fn the_largest_legal_value_fits_whatever_was_there_before() {
 }
 
 #[test]
+fn an_item_that_grows_is_not_its_own_victim() {
+    let bytes = vec![7; 400_000];
+    for eviction in EvictionPolicy::ALL {
+        let config = ShardConfig {
+            bytes_max: 1 << 20,
+            eviction,
+            ..roomy()
+        };
+        let mut shard = Shard::new(config).unwrap();
+        set(&mut shard, b"grows", 1, b"small").unwrap();
+        // Everything else is used more often than what is about to grow.
+        for n in 0..7_u8 {
+            set(&mut shard, &[n], 1, &bytes[..100_000]).unwrap();
+            for _ in 0..10 {
+                shard.get(KeyHash::of(&[n]), &[n], NOW);
+            }
+        }
+        set(&mut shard, b"grows", 2, &bytes).unwrap();
+        assert!(shard.stats().evicted_items > 0);
+        assert_eq!(read(&shard, b"grows"), Some(&bytes[..]), "{eviction}");
+    }
+}
+
+#[test]
 fn a_refused_write_touches_nothing() {
     let config = ShardConfig {
         bytes_max: 1 << 20,
