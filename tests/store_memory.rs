@@ -231,3 +231,15 @@ fn an_item_costs_about_48_bytes_beside_key_and_value() {
         "{mean:.1} on average, {worst:.1} at worst"
     );
 }
+
+#[test]
+fn tables_that_became_sparse_give_memory_back() {
+    let mut shard = Shard::new(roomy()).unwrap();
+    let empty = shard.bytes();
+    fill(&mut shard, 400_000, |_| value(b"value"));
+    shard.evict(380_000);
+    let per_item = (shard.bytes() - empty) / 20_000;
+    // 64 for the block, 8 for the slab, 40 for the smallest table that does not shrink;
+    // tables that never shrank would make it 200.
+    assert!(per_item < 128, "{per_item} bytes per item");
+}
