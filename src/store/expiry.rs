@@ -128,7 +128,7 @@ impl Wheel {
             }
         }
         // A higher level's slots all start after those of the lower: the first hit is
-        // the earliest. A tick is due once it has passed, a block once it has begun.
+        // the earliest. It is due once its first tick has passed.
         for level in 0..LEVELS {
             let ahead = self.occupied[level] & (u64::MAX << digit(self.current, level));
             if ahead == 0 {
@@ -137,12 +137,7 @@ impl Wheel {
             let slot = ahead.trailing_zeros() as usize;
             let above = SLOT_BITS * (level as u32 + 1);
             let start = self.current >> above << above | (slot as u64) << (above - SLOT_BITS);
-            let begun = if level == 0 {
-                start < now_tick
-            } else {
-                start <= now_tick
-            };
-            return begun.then_some(Slot { level, slot, start });
+            return (start < now_tick).then_some(Slot { level, slot, start });
         }
         None
     }

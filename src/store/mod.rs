@@ -37,11 +37,10 @@ mod partition;
 mod shard;
 mod slab;
 mod table;
+mod write;
 
 pub use digest::Digest;
 pub use eviction::{EvictionPolicy, UnknownEvictionPolicy};
 pub use item::{ItemView, Resident, ValueView};
-pub use shard::{
-    Applied, Content, KEY_BYTES_MAX, SHARED_VALUE_BYTES, Shard, ShardConfig, ShardStats,
-    ShardTooSmall, TooLarge, ValueIn, Write,
-};
+pub use shard::{Shard, ShardConfig, ShardStats, ShardTooSmall};
+pub use write::{Applied, Content, KEY_BYTES_MAX, SHARED_VALUE_BYTES, TooLarge, ValueIn, Write};

@@ -29,24 +29,17 @@
 
 use std::fmt;
 use std::mem::size_of;
-use std::sync::Arc;
 
 use super::digest::Digest;
 use super::eviction::{EvictionPolicy, Evictor, Policy};
 use super::expiry::{Step, Wheel};
-use super::item::{Body, ItemBox, ItemId, ItemView, NewItem, Resident, Shape};
+use super::item::{ItemBox, ItemId, ItemView, Resident};
 use super::list::List;
 use super::partition::Partitions;
 use super::slab::{CHUNK_SLOTS, Slab};
-use crate::clock::{Origin, UnixMs, Version};
+use super::write::{Applied, Content, KEY_BYTES_MAX, TooLarge, Write};
+use crate::clock::UnixMs;
 use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
-
-/// The longest key.
-pub const KEY_BYTES_MAX: usize = 1024;
-
-/// From this length on a value is kept in a block of its own that readers share
-/// instead of copying.
-pub const SHARED_VALUE_BYTES: usize = 16 * 1024;
 
 /// Item ids are shared by values and tombstones: so many of each at most, less what
 /// may lie unused in chunks.
@@ -77,83 +70,6 @@ pub struct ShardConfig {
     /// Which items leave first.
     pub eviction: EvictionPolicy,
 }
-
-/// A write as it comes from a client or a replica.
-#[derive(Clone, Debug)]
-pub struct Write<'a> {
-    /// The hash of `key`.
-    pub hash: KeyHash,
-    /// The key, of 1 to [`KEY_BYTES_MAX`] bytes.
-    pub key: &'a [u8],
-    /// When it was written.
-    pub version: Version,
-    /// Who stamped that version.
-    pub origin: Origin,
-    /// What was written.
-    pub content: Content<'a>,
-}
-
-/// What a write says about its key.
-#[derive(Clone, Debug)]
-pub enum Content<'a> {
-    /// The key has this value.
-    Value {
-        /// The value.
-        value: ValueIn<'a>,
-        /// From when on it is invisible; a point in time, so that replicas agree.
-        expires_at: Option<UnixMs>,
-    },
-    /// The key was deleted.
-    Tombstone {
-        /// Until when the deletion must be remembered.
-        expires_at: UnixMs,
-    },
-}
-
-/// A value on its way in. The store decides how it is kept: in a shared block from
-/// [`SHARED_VALUE_BYTES`] on, else copied next to its key.
-#[derive(Clone, Debug)]
-pub enum ValueIn<'a> {
-    /// Bytes that belong to someone else.
-    Bytes(&'a [u8]),
-    /// A block that may be kept as it is.
-    Shared(Arc<[u8]>),
-}
-
-impl ValueIn<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Shared(shared) => shared.len(),
-        }
-    }
-}
-
-/// What became of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// It is now what the shard holds for its key.
-    Stored,
-    /// The shard holds this very write or a newer one; nothing changed.
-    Stale,
-}
-
-/// The write is larger than this shard accepts; nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooLarge {
-    /// The length or charge that was too much.
-    pub bytes: usize,
-    /// What it may be at most.
-    pub bytes_max: usize,
-}
-
-impl fmt::Display for TooLarge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes, at most {} fit", self.bytes, self.bytes_max)
-    }
-}
-
-impl std::error::Error for TooLarge {}
 
 /// The byte bound leaves no useful room beside the shard's fixed structures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,7 +221,7 @@ impl Shard {
             Content::Value { .. } => self.stats.sets += 1,
             Content::Tombstone { .. } => self.stats.removes += 1,
         }
-        let item = new_item(write);
+        let item = write.into_item();
         self.item_bytes += item.charge();
         match found {
             Some(id) => self.replace(id, item, now),
@@ -421,18 +337,9 @@ impl Shard {
                 Ok(())
             }
         };
-        let (value_len, expiring) = match &write.content {
-            Content::Value { value, expires_at } => (value.len(), expires_at.is_some()),
-            Content::Tombstone { .. } => (0, true),
-        };
+        let shape = write.shape();
         check(write.key.len(), KEY_BYTES_MAX)?;
-        check(value_len, self.value_bytes_max)?;
-        let shape = Shape {
-            key_len: write.key.len(),
-            value_len,
-            expiring,
-            shared: value_len >= SHARED_VALUE_BYTES,
-        };
+        check(shape.value_len, self.value_bytes_max)?;
         check(shape.charge(), self.charge_max)
     }
 
@@ -549,29 +456,63 @@ impl fmt::Debug for Shard {
     }
 }
 
-fn new_item(write: Write<'_>) -> ItemBox {
-    let (body, expires_at) = match &write.content {
-        Content::Tombstone { expires_at } => (Body::Tombstone, Some(*expires_at)),
-        Content::Value { value, expires_at } => {
-            let body = match value {
-                ValueIn::Bytes(bytes) if bytes.len() >= SHARED_VALUE_BYTES => {
-                    Body::Shared(Arc::from(*bytes))
-                }
-                ValueIn::Bytes(bytes) => Body::Inline(bytes),
-                ValueIn::Shared(shared) if shared.len() >= SHARED_VALUE_BYTES => {
-                    Body::Shared(Arc::clone(shared))
-                }
-                ValueIn::Shared(shared) => Body::Inline(shared),
-            };
-            (body, *expires_at)
+#[cfg(test)]
+mod tests {
+    use super::super::write::{SHARED_VALUE_BYTES, ValueIn};
+    use super::*;
+    use crate::clock::{Origin, Version};
+
+    /// Small enough for Miri, and through every state an item can be in.
+    #[test]
+    fn a_short_busy_life_under_every_policy() {
+        let Some(cores) = CoreCount::new(CoreCount::MAX) else {
+            unreachable!()
+        };
+        for eviction in EvictionPolicy::ALL {
+            let mut shard = Shard::new(ShardConfig {
+                cores,
+                core: CoreId::new(0),
+                items_max: 8,
+                bytes_max: 1 << 20,
+                value_bytes_max: 1 << 18,
+                tombstones_max: 4,
+                eviction,
+            })
+            .unwrap();
+            let large = vec![7; SHARED_VALUE_BYTES];
+            for step in 0..200_u64 {
+                let key = (step * 7 % 23).to_le_bytes();
+                let hash = KeyHash(KeyHash::of(&key).0 >> 12);
+                let now = UnixMs(step * 100);
+                let soon = UnixMs(now.0 + 1000);
+                let value = ValueIn::Bytes(if step % 3 == 0 { &large } else { &key });
+                let content = match step % 5 {
+                    0 => Content::Tombstone { expires_at: soon },
+                    1 | 2 => Content::Value {
+                        value,
+                        expires_at: Some(soon),
+                    },
+                    _ => Content::Value {
+                        value,
+                        expires_at: None,
+                    },
+                };
+                let version = Version::new(step).unwrap();
+                let write = Write {
+                    hash,
+                    key: &key,
+                    version,
+                    origin: Origin(1),
+                    content,
+                };
+                assert_eq!(shard.apply(write, now), Ok(Applied::Stored));
+                let item = shard.get(hash, &key, now);
+                assert_eq!(item.is_some(), step % 5 != 0, "{eviction}, step {step}");
+                shard.reap(now, 2);
+                assert!(shard.len() <= 8 && shard.tombstones() <= 4);
+            }
+            while shard.clear_step(3) {}
+            assert_eq!(shard.item_bytes, 0);
         }
-    };
-    ItemBox::new(NewItem {
-        hash: write.hash,
-        key: write.key,
-        version: write.version,
-        origin: write.origin,
-        expires_at,
-        body,
-    })
+    }
 }

@@ -16,8 +16,8 @@ use super::memory::malloc_charge;
 use super::slab::Slab;
 use crate::hash::KeyHash;
 
-/// Tables of at most this capacity are not worth shrinking, except to nothing.
-const SHRINK_CAPACITY_MIN: usize = 28;
+/// Tables of at most this many places are not worth shrinking, except to nothing.
+const SHRINK_PLACES_MIN: usize = 32;
 
 /// Ids of items, found by hash and key.
 #[derive(Default)]
@@ -47,10 +47,11 @@ impl Table {
         if let Ok(entry) = self.ids.find_entry(hasher(&id.0), |&other| other == id.0) {
             entry.remove();
         }
-        let (len, capacity) = (self.ids.len(), self.ids.capacity());
+        // Not the capacity: that of hashbrown sinks as removals leave marks behind.
+        let (len, places) = (self.ids.len(), self.ids.num_buckets());
         if len == 0 {
             self.ids = HashTable::new();
-        } else if capacity > SHRINK_CAPACITY_MIN && len < capacity / 8 {
+        } else if places > SHRINK_PLACES_MIN && len < places / 8 {
             self.ids.shrink_to(2 * len, hasher);
         }
     }

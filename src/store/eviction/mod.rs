@@ -183,3 +183,6 @@ impl Policy for Evictor {
         dispatch!(self, policy => policy.bytes())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! What a shard believes to take against what the allocator handed out.
+//!
+//! The allocator counts per thread, so that tests may run side by side.
+
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
+mod store_support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use hypercache::clock::UnixMs;
+use hypercache::hash::KeyHash;
+use hypercache::store::{Content, EvictionPolicy, Shard, ShardConfig};
+use store_support::*;
+
+struct Counting;
+
+thread_local! {
+    static BYTES: Cell<isize> = const { Cell::new(0) };
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What a block really takes: its usable bytes and malloc's own 8.
+fn real(block: *mut u8) -> isize {
+    // SAFETY: the block is live and came from the system's malloc.
+    unsafe { libc::malloc_usable_size(block.cast()) as isize + 8 }
+}
+
+// SAFETY: everything is handed on to `System`; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise is the one `System` asks for.
+        let block = unsafe { System.alloc(layout) };
+        BYTES.with(|bytes| bytes.set(bytes.get() + real(block)));
+        CALLS.with(|calls| calls.set(calls.get() + 1));
+        block
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise is the one `System` asks for.
+        let block = unsafe { System.alloc_zeroed(layout) };
+        BYTES.with(|bytes| bytes.set(bytes.get() + real(block)));
+        CALLS.with(|calls| calls.set(calls.get() + 1));
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        BYTES.with(|bytes| bytes.set(bytes.get() - real(block)));
+        CALLS.with(|calls| calls.set(calls.get() + 1));
+        // SAFETY: the caller's promise is the one `System` asks for.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let before = real(block);
+        // SAFETY: the caller's promise is the one `System` asks for.
+        let block = unsafe { System.realloc(block, layout, size) };
+        BYTES.with(|bytes| bytes.set(bytes.get() - before + real(block)));
+        CALLS.with(|calls| calls.set(calls.get() + 1));
+        block
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Fills a boxed shard by `fill` and compares; the shard's belief must be within a tenth.
+fn compare(mix: &str, config: ShardConfig, fill: impl FnOnce(&mut Shard)) {
+    let before = BYTES.get();
+    let mut shard = Box::new(Shard::new(config).unwrap());
+    fill(&mut shard);
+    let (real, believed) = (BYTES.get() - before, shard.bytes() as isize);
+    drop(shard);
+    let left = BYTES.get() - before;
+    // Printing allocates too, so it comes last.
+    println!("{mix}: {real} bytes really, {believed} believed");
+    let off = (real - believed).abs();
+    assert!(
+        off * 10 <= real,
+        "{mix}: {real} really, {believed} believed"
+    );
+    assert_eq!(left, 0, "{mix}: a dropped shard gives everything back");
+}
+
+fn fill(shard: &mut Shard, keys: u64, content: impl Fn(u64) -> Content<'static>) {
+    for n in 0..keys {
+        shard
+            .apply(write(&n.to_le_bytes(), n + 1, 1, content(n)), NOW)
+            .unwrap();
+    }
+}
+
+static BLOCK: [u8; 300_000] = [7; 300_000];
+
+#[test]
+fn an_empty_shard_takes_what_it_says() {
+    for eviction in EvictionPolicy::ALL {
+        let config = ShardConfig {
+            bytes_max: 64 << 20,
+            eviction,
+            ..roomy()
+        };
+        compare(eviction.name(), config, |_| {});
+    }
+}
+
+#[test]
+fn small_values_take_what_is_charged() {
+    compare("small", roomy(), |shard| {
+        fill(shard, 100_000, |n| value(&BLOCK[..n as usize % 64]))
+    });
+}
+
+#[test]
+fn large_values_take_what_is_charged() {
+    let len = |n: u64| 10_000 + n as usize * 7919 % 290_000;
+    compare("large", roomy(), |shard| {
+        fill(shard, 500, |n| value(&BLOCK[..len(n)]))
+    });
+}
+
+#[test]
+fn expiring_values_take_what_is_charged() {
+    compare("expiring", roomy(), |shard| {
+        fill(shard, 100_000, |n| {
+            expiring(&BLOCK[..100], UnixMs(NOW.0 + n * 100))
+        });
+    });
+}
+
+#[test]
+fn tombstones_take_what_is_charged() {
+    compare("tombstones", roomy(), |shard| {
+        fill(shard, 100_000, |_| tombstone())
+    });
+}
+
+#[test]
+fn memory_is_as_charged_after_churn() {
+    for eviction in EvictionPolicy::ALL {
+        let config = ShardConfig {
+            bytes_max: 8 << 20,
+            eviction,
+            ..roomy()
+        };
+        compare(eviction.name(), config, |shard| {
+            let before = BYTES.get() - shard.bytes() as isize;
+            for n in 0..200_000_u64 {
+                let key = (n * 7919 % 60_000).to_le_bytes();
+                let len = [0, 10, 100, 1000, 20_000][n as usize % 5 * (n as usize / 40_000) % 5];
+                let content = match n % 7 {
+                    0 => tombstone(),
+                    1 => expiring(&BLOCK[..len], UnixMs(NOW.0 + n)),
+                    _ => value(&BLOCK[..len]),
+                };
+                shard.apply(write(&key, n + 1, 1, content), NOW).unwrap();
+                if n % 1000 == 0 {
+                    shard.reap(UnixMs(NOW.0 + n), 100);
+                }
+            }
+            // The bound is one on real memory.
+            assert!(BYTES.get() - before <= (8 << 20) + (8 << 20) / 50);
+        });
+    }
+}
+
+#[test]
+fn memory_comes_back_when_a_grown_shard_is_emptied() {
+    for by_eviction in [true, false] {
+        compare("emptied", roomy(), |shard| {
+            let empty = shard.bytes();
+            fill(shard, 200_000, |_| value(b"value"));
+            if by_eviction {
+                assert_eq!(shard.evict(usize::MAX), 200_000);
+            } else {
+                while shard.clear_step(1000) {}
+            }
+            assert!(shard.bytes() - empty < 20_000);
+        });
+    }
+}
+
+#[test]
+fn a_hit_allocates_nothing() {
+    for eviction in EvictionPolicy::ALL {
+        let mut shard = Shard::new(ShardConfig {
+            eviction,
+            ..roomy()
+        })
+        .unwrap();
+        fill(&mut shard, 10_000, |n| value(&BLOCK[..n as usize * 3]));
+        let keys: Vec<_> = (0..11_000_u64).map(u64::to_le_bytes).collect();
+        let before = CALLS.get();
+        let mut hits = 0;
+        for key in &keys {
+            hits += usize::from(shard.get(KeyHash::of(key), key, NOW).is_some());
+        }
+        assert_eq!(hits, 10_000);
+        assert_eq!(
+            CALLS.get(),
+            before,
+            "{eviction}: a get called the allocator"
+        );
+    }
+}
+
+/// Header 32, slab slot 8, and a table slot that costs 5 bytes at a load between 7/16 and
+/// 7/8. All tables are of about one size, so the whole shard swings with them.
+#[test]
+fn an_item_costs_about_48_bytes_beside_key_and_value() {
+    const KEYS: u64 = 500_000;
+    let mut shard = Shard::new(roomy()).unwrap();
+    let empty = shard.bytes();
+    let mut overheads = Vec::new();
+    for n in 1..=KEYS {
+        // Key and value of 8 + 80 bytes fill a block exactly: no rounding, malloc's 8 aside.
+        shard
+            .apply(write(&n.to_le_bytes(), 1, 1, value(&BLOCK[..80])), NOW)
+            .unwrap();
+        // From one growth of the tables to the next.
+        if n > KEYS / 2 && n % 1000 == 0 {
+            overheads.push((shard.bytes() - empty) as f64 / n as f64 - 96.0);
+        }
+    }
+    let mean = overheads.iter().sum::<f64>() / overheads.len() as f64;
+    let worst = overheads.iter().copied().fold(0.0, f64::max);
+    println!("{mean:.1} bytes per item on average, {worst:.1} at worst");
+    assert!(
+        mean < 49.0 && worst < 52.0,
+        "{mean:.1} on average, {worst:.1} at worst"
+    );
+}
+
+#[test]
+fn tables_that_became_sparse_give_memory_back() {
+    let mut shard = Shard::new(roomy()).unwrap();
+    let empty = shard.bytes();
+    fill(&mut shard, 400_000, |_| value(b"value"));
+    shard.evict(380_000);
+    let per_item = (shard.bytes() - empty) / 20_000;
+    // 64 for the block, 8 for the slab, 40 for the smallest table that does not shrink;
+    // tables that never shrank would make it 200.
+    assert!(per_item < 128, "{per_item} bytes per item");
+}
