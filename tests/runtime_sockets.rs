@@ -199,7 +199,11 @@ fn large_vectored_writes_reach_a_slow_reader_whole() {
             got.borrow().as_ref().unwrap() == &expected,
             "the bytes differ"
         );
-        assert_eq!(Arc::strong_count(&body), 5, "shared by four parts, not copied");
+        assert_eq!(
+            Arc::strong_count(&body),
+            5,
+            "shared by four parts, not copied"
+        );
         here.write_vectored_all(vec![]).await.0.unwrap();
         here.write_vectored_all(vec![Segment::from(vec![])])
             .await

@@ -4,7 +4,10 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use hypercache::runtime::{
@@ -14,20 +17,42 @@ use hypercache::runtime::{
 /// A timeout that no passing test reaches.
 pub const LONG: Duration = Duration::from_secs(30);
 
+/// One choice for each driver that this runtime has and this machine grants.
+pub fn choices() -> Vec<DriverChoice> {
+    if cfg!(feature = "glommio") {
+        return vec![DriverChoice::Auto];
+    }
+    vec![DriverChoice::Epoll, DriverChoice::Auto]
+}
+
+/// After which a test counts as hanging.
+const HANG: Duration = Duration::from_secs(100);
+
 /// Runs a test on each driver that this runtime has and this machine grants.
-pub fn on_each_driver<Fut: Future>(test: impl Fn() -> Fut) {
-    let choices = if cfg!(feature = "glommio") {
-        vec![DriverChoice::IoUring]
-    } else {
-        vec![DriverChoice::Epoll, DriverChoice::Auto]
-    };
-    for choice in choices {
-        run_core(None, choice, |report: DriverReport| {
-            // Shown when the test fails.
-            println!("on {report:?}");
-            test()
-        })
-        .unwrap();
+pub fn on_each_driver<Fut: Future + 'static>(test: impl Fn() -> Fut + Copy + Send + 'static) {
+    for choice in choices() {
+        finishes(move || {
+            run_core(None, choice, |report: DriverReport| {
+                // Shown when the test fails.
+                println!("on {report:?}");
+                test()
+            })
+            .unwrap();
+        });
+    }
+}
+
+/// Runs `test` on a thread of its own and fails when it hangs: a lost wake-up must not
+/// be a test run that never ends.
+pub fn finishes(test: impl FnOnce() + Send + 'static) {
+    let (done, outcome) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        test();
+        let _ = done.send(());
+    });
+    match outcome.recv_timeout(HANG) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("hangs"),
+        _ => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
     }
 }
 
