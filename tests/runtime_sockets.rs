@@ -1,75 +1,25 @@
-//! Sockets of the runtime module: what every runtime and driver must do alike.
+//! Sockets, timers and yielding: what every runtime and driver must do alike.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/runtime.rs"]
+mod support;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use hypercache::runtime::{
-    Aborter, DriverChoice, DriverReport, Listener, Segment, Stream, bind_reuseport, connect,
-    dropped_pending_io, mailbox, run_core, sleep, spawn, yield_to_io,
+    DriverChoice, DriverKind, Listener, Segment, bind_reuseport, connect, dropped_pending_io,
+    mailbox, run_core, sleep, spawn, yield_to_io,
 };
-
-const LONG: Duration = Duration::from_secs(30);
-
-/// Runs a test on each driver this runtime can have.
-fn on_each_driver<Fut: Future>(test: impl Fn() -> Fut) {
-    for choice in drivers() {
-        run_core(None, choice, |_report: DriverReport| test()).unwrap();
-    }
-}
-
-fn drivers() -> Vec<DriverChoice> {
-    if cfg!(feature = "glommio") {
-        return vec![DriverChoice::IoUring];
-    }
-    vec![DriverChoice::Epoll, DriverChoice::IoUring]
-}
-
-fn listen() -> (Listener, SocketAddr) {
-    let listener = bind_reuseport("127.0.0.1:0".parse().unwrap(), 64).unwrap();
-    let addr = listener.local_addr().unwrap();
-    (Listener::from_std(listener).unwrap(), addr)
-}
-
-/// Two ends of one connection.
-async fn pair() -> (Stream, Stream) {
-    let (listener, addr) = listen();
-    let here = connect(addr, LONG).await.unwrap();
-    let (there, peer) = listener.accept().await.unwrap();
-    assert_eq!(peer, here.local_addr().unwrap());
-    (here, there)
-}
-
-/// Reads until `len` bytes are there.
-async fn read_exactly(stream: &mut Stream, len: usize) -> Vec<u8> {
-    let mut buf = Vec::with_capacity(len);
-    while buf.len() < len {
-        let (read, back) = stream.read(buf).await;
-        buf = back;
-        assert_ne!(read.unwrap(), 0, "the stream ended after {} of {len} bytes", buf.len());
-    }
-    buf
-}
-
-/// Sets a flag that a task waits for, turn by turn.
-#[derive(Clone, Default)]
-struct Flag(Rc<Cell<bool>>);
-
-impl Flag {
-    fn set(&self) {
-        self.0.set(true);
-    }
-
-    async fn wait(&self) {
-        while !self.0.get() {
-            yield_to_io().await;
-        }
-    }
-}
+use support::{Flag, LONG, listen, on_each_driver, pair, read_exactly, read_to_end};
 
 #[test]
 fn an_echo_comes_back() {
@@ -91,4 +41,448 @@ fn an_echo_comes_back() {
             assert_eq!(read_exactly(&mut here, size).await, sent);
         }
     });
+}
+
+#[test]
+fn a_read_appends_and_never_grows_the_buffer() {
+    on_each_driver(async || {
+        let (mut here, mut there) = pair().await;
+        here.write_all(b"0123456789".to_vec()).await.0.unwrap();
+        let mut buf = Vec::with_capacity(6);
+        buf.extend_from_slice(b"ab");
+        let capacity = buf.capacity();
+        while buf.len() < capacity {
+            let (read, back) = there.read(buf).await;
+            buf = back;
+            assert_ne!(read.unwrap(), 0);
+        }
+        assert_eq!(buf.capacity(), capacity);
+        assert_eq!(buf[..6], *b"ab0123");
+        let (read, buf) = there.read(buf).await;
+        assert_eq!(
+            read.unwrap_err().kind(),
+            io::ErrorKind::InvalidInput,
+            "a full buffer"
+        );
+        assert_eq!(buf.len(), capacity, "and the buffer comes back");
+    });
+}
+
+#[test]
+fn an_aborted_read_ends_and_loses_no_byte() {
+    on_each_driver(async || {
+        let (mut here, mut there) = pair().await;
+        let (read_once, ended) = (Flag::default(), Flag::default());
+        let aborter = there.aborter();
+        let got = Rc::new(RefCell::new(Vec::new()));
+        spawn({
+            let (got, read_once, ended) = (Rc::clone(&got), read_once.clone(), ended.clone());
+            async move {
+                got.borrow_mut()
+                    .extend(read_exactly(&mut there, 1000).await);
+                read_once.set();
+                let rest = read_to_end(&mut there).await;
+                got.borrow_mut().extend(rest);
+                ended.set();
+            }
+        });
+        here.write_all(vec![1; 1000]).await.0.unwrap();
+        read_once.wait().await;
+        // The second read is pending by now, or about to be; either way the bytes that
+        // arrive before the abort are delivered before the end is.
+        yield_to_io().await;
+        here.write_all(vec![2; 1990]).await.0.unwrap();
+        aborter.shutdown_read();
+        ended.wait().await;
+        assert_eq!(got.borrow().len(), 2990);
+        assert!(
+            !aborter.is_alive(),
+            "the task has ended and dropped its stream"
+        );
+        aborter.shutdown_both();
+    });
+}
+
+#[test]
+fn an_idle_read_is_ended_by_a_timeout() {
+    on_each_driver(async || {
+        let (_here, mut there) = pair().await;
+        let aborter = there.aborter();
+        spawn(async move {
+            sleep(Duration::from_millis(5)).await;
+            aborter.shutdown_read();
+        });
+        let (read, buf) = there.read(Vec::with_capacity(10)).await;
+        assert_eq!(read.unwrap(), 0);
+        assert!(buf.is_empty());
+        there.write_all(b"late".to_vec()).await.0.unwrap();
+    });
+}
+
+#[test]
+fn an_aborted_write_fails() {
+    on_each_driver(async || {
+        let (mut here, _there) = pair().await;
+        let aborter = here.aborter();
+        spawn(async move {
+            sleep(Duration::from_millis(5)).await;
+            aborter.shutdown_both();
+        });
+        // More than any socket buffer: nobody reads it.
+        let (wrote, buf) = here.write_all(vec![0; 64 << 20]).await;
+        wrote.unwrap_err();
+        assert_eq!(buf.len(), 64 << 20);
+        let (wrote, parts) = here.write_vectored_all(vec![Segment::from(vec![1])]).await;
+        wrote.unwrap_err();
+        assert_eq!(parts.len(), 1);
+    });
+}
+
+#[test]
+fn an_aborter_never_reaches_a_later_socket_of_the_same_number() {
+    on_each_driver(async || {
+        let (here, there) = pair().await;
+        let aborters = [here.aborter(), there.aborter()];
+        drop((here, there));
+        // Closing is asynchronous on io_uring.
+        for _ in 0..10 {
+            yield_to_io().await;
+        }
+        let (mut here, mut there) = pair().await;
+        for aborter in aborters {
+            assert!(!aborter.is_alive());
+            aborter.shutdown_both();
+        }
+        here.write_all(b"still here".to_vec()).await.0.unwrap();
+        assert_eq!(read_exactly(&mut there, 10).await, b"still here");
+    });
+}
+
+#[test]
+fn large_vectored_writes_reach_a_slow_reader_whole() {
+    on_each_driver(async || {
+        let (mut here, mut there) = pair().await;
+        let body: Arc<[u8]> = (0..8 << 20).map(|i: usize| (i * 7 >> 3) as u8).collect();
+        let mut parts = Vec::new();
+        let mut expected = Vec::new();
+        // More parts than one system call takes, of all sizes, some empty.
+        for i in 0..3000 {
+            let head = vec![i as u8; i % 7];
+            expected.extend_from_slice(&head);
+            parts.push(Segment::from(head));
+        }
+        for range in [0..1, 1..1, 1..5 << 20, 0..8 << 20] {
+            expected.extend_from_slice(&body[range.clone()]);
+            parts.push(Segment::shared(Arc::clone(&body), range).unwrap());
+        }
+        let got = Rc::new(RefCell::new(None));
+        let done = Flag::default();
+        spawn({
+            let (got, done, len) = (Rc::clone(&got), done.clone(), expected.len());
+            async move {
+                let mut all = Vec::with_capacity(len);
+                while all.len() < len {
+                    // Small reads with turns in between: the writer has to wait often.
+                    let chunk = read_exactly(&mut there, 50_000.min(len - all.len())).await;
+                    all.extend_from_slice(&chunk);
+                    yield_to_io().await;
+                }
+                *got.borrow_mut() = Some(all);
+                done.set();
+            }
+        });
+        let (wrote, parts) = here.write_vectored_all(parts).await;
+        wrote.unwrap();
+        assert_eq!(parts.len(), 3004);
+        done.wait().await;
+        assert!(
+            got.borrow().as_ref().unwrap() == &expected,
+            "the bytes differ"
+        );
+        assert_eq!(
+            Arc::strong_count(&body),
+            5,
+            "shared by four parts, not copied"
+        );
+        here.write_vectored_all(vec![]).await.0.unwrap();
+        here.write_vectored_all(vec![Segment::from(vec![])])
+            .await
+            .0
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_closed_listener_ends_its_pending_accept() {
+    on_each_driver(async || {
+        let (listener, addr) = listen();
+        let closer = listener.closer();
+        let ended = Flag::default();
+        spawn({
+            let ended = ended.clone();
+            async move {
+                assert!(listener.accept().await.is_err());
+                assert!(listener.is_closed());
+                assert!(listener.accept().await.is_err(), "and each later one");
+                ended.set();
+            }
+        });
+        // Let the accept become pending first.
+        yield_to_io().await;
+        yield_to_io().await;
+        closer.close();
+        ended.wait().await;
+        closer.close();
+        assert!(
+            connect(addr, LONG).await.is_err(),
+            "nobody listens any more"
+        );
+    });
+}
+
+#[test]
+fn every_core_can_listen_on_the_same_port() {
+    on_each_driver(async || {
+        let first = bind_reuseport("[::]:0".parse().unwrap(), 16).unwrap();
+        let addr = first.local_addr().unwrap();
+        let second = bind_reuseport(addr, 16).unwrap();
+        let port = addr.port();
+        drop(second);
+        let listener = Listener::from_std(first).unwrap();
+        let here = connect(([127, 0, 0, 1], port).into(), LONG).await.unwrap();
+        let (there, peer) = listener.accept().await.unwrap();
+        assert!(
+            peer.is_ipv4(),
+            "an IPv4 peer of [::] keeps its address: {peer}"
+        );
+        assert_eq!(peer, here.local_addr().unwrap());
+        assert_eq!(there.peer_addr().unwrap(), peer);
+    });
+}
+
+#[test]
+fn connecting_fails_when_refused_and_when_unanswered() {
+    on_each_driver(async || {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = closed.local_addr().unwrap();
+        drop(closed);
+        let refused = connect(addr, LONG).await.err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+
+        // A full accept queue makes the kernel ignore further attempts.
+        let full = bind_reuseport("127.0.0.1:0".parse().unwrap(), 0).unwrap();
+        let addr = full.local_addr().unwrap();
+        let mut queued = Vec::new();
+        let unanswered = loop {
+            match connect(addr, Duration::from_millis(20)).await {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error,
+            }
+            assert!(queued.len() < 10, "a backlog of 0 must fill up");
+        };
+        assert_eq!(unanswered.kind(), io::ErrorKind::TimedOut);
+    });
+}
+
+#[test]
+fn lingering_zero_resets_the_connection() {
+    on_each_driver(async || {
+        let (here, mut there) = pair().await;
+        here.set_linger_zero().unwrap();
+        drop(here);
+        let error = there.read(Vec::with_capacity(1)).await.0.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn the_end_of_writing_is_the_end_of_reading() {
+    on_each_driver(async || {
+        let (mut here, mut there) = pair().await;
+        here.write_all(b"bye".to_vec()).await.0.unwrap();
+        here.shutdown_write().unwrap();
+        assert_eq!(read_to_end(&mut there).await, b"bye");
+        there.write_all(b"you too".to_vec()).await.0.unwrap();
+        assert_eq!(read_exactly(&mut here, 7).await, b"you too");
+    });
+}
+
+#[test]
+fn a_task_that_yields_starves_neither_io_nor_timers_nor_mailboxes() {
+    on_each_driver(async || {
+        let (mut here, mut there) = pair().await;
+        let (sender, mut receiver) = mailbox::<u32>(4);
+        let (echoed, slept, received) = (Flag::default(), Flag::default(), Flag::default());
+        spawn({
+            let echoed = echoed.clone();
+            async move {
+                for _ in 0..50 {
+                    let ping = here.write_all(vec![7; 100]).await;
+                    ping.0.unwrap();
+                    read_exactly(&mut here, 100).await;
+                }
+                echoed.set();
+            }
+        });
+        spawn(async move {
+            for _ in 0..50 {
+                let ping = read_exactly(&mut there, 100).await;
+                there.write_all(ping).await.0.unwrap();
+            }
+        });
+        spawn({
+            let slept = slept.clone();
+            async move {
+                sleep(Duration::from_millis(2)).await;
+                slept.set();
+            }
+        });
+        spawn({
+            let received = received.clone();
+            async move {
+                let mut messages = Vec::new();
+                while receiver.recv_many(&mut messages).await > 0 {}
+                assert_eq!(messages, (0..100).collect::<Vec<_>>());
+                received.set();
+            }
+        });
+        let feeder = std::thread::spawn(move || {
+            for message in 0..100 {
+                while sender.try_send(message).is_err() {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        // Two busy tasks, so that one is always runnable when the other waits.
+        let stop = Rc::new(Cell::new(false));
+        spawn({
+            let stop = Rc::clone(&stop);
+            async move {
+                while !stop.get() {
+                    yield_to_io().await;
+                }
+            }
+        });
+        for flag in [echoed, slept, received] {
+            flag.wait().await;
+        }
+        stop.set(true);
+        feeder.join().unwrap();
+    });
+}
+
+#[test]
+fn a_flooded_mailbox_starves_no_socket() {
+    on_each_driver(async || {
+        let (mut here, mut there) = pair().await;
+        let (sender, mut receiver) = mailbox::<u64>(64);
+        let stop = Arc::new(AtomicBool::new(false));
+        let flood = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = sender.try_send(1);
+                }
+            }
+        });
+        spawn(async move {
+            let mut messages = Vec::new();
+            while receiver.recv_many(&mut messages).await > 0 {
+                messages.clear();
+            }
+        });
+        spawn(async move {
+            for _ in 0..200 {
+                let ping = read_exactly(&mut there, 10).await;
+                there.write_all(ping).await.0.unwrap();
+            }
+        });
+        for _ in 0..200 {
+            here.write_all(vec![1; 10]).await.0.unwrap();
+            read_exactly(&mut here, 10).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        flood.join().unwrap();
+    });
+}
+
+#[test]
+fn dropping_a_pending_read_trips_the_guard() {
+    on_each_driver(async || {
+        let (here, mut there) = pair().await;
+        let before = dropped_pending_io();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let mut read = pin!(there.read(Vec::with_capacity(10)));
+            let polled = read.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending());
+        }));
+        assert_eq!(
+            outcome.is_err(),
+            cfg!(debug_assertions),
+            "it panics in debug builds"
+        );
+        assert!(dropped_pending_io() > before, "and is counted in all");
+        drop(here);
+    });
+}
+
+#[test]
+fn dropping_a_read_that_never_began_is_harmless() {
+    on_each_driver(async || {
+        let (_here, mut there) = pair().await;
+        drop(there.read(Vec::with_capacity(10)));
+    });
+}
+
+#[test]
+fn a_stopping_core_drops_its_waiting_tasks_quietly() {
+    on_each_driver(async || {
+        let (here, mut there) = pair().await;
+        spawn(async move {
+            let _here = here;
+            let _ = there.read(Vec::with_capacity(10)).await;
+        });
+        yield_to_io().await;
+    });
+}
+
+#[test]
+fn a_forced_driver_is_the_one_that_runs() {
+    let kind = |choice| run_core(None, choice, async |report| report.kind);
+    if cfg!(feature = "glommio") {
+        assert_eq!(
+            kind(DriverChoice::Auto).unwrap(),
+            DriverKind::GlommioIoUring
+        );
+        let refused = kind(DriverChoice::Epoll).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+        return;
+    }
+    assert_eq!(kind(DriverChoice::Epoll).unwrap(), DriverKind::Epoll);
+    let auto = run_core(None, DriverChoice::Auto, async |report| report).unwrap();
+    assert_eq!(
+        auto.kind == DriverKind::IoUringTuned,
+        auto.fallback_reason.is_none()
+    );
+    match kind(DriverChoice::IoUring) {
+        Ok(kind) => assert_eq!(kind, auto.kind),
+        Err(_) => assert_eq!(auto.kind, DriverKind::Epoll),
+    }
+}
+
+#[test]
+fn a_core_is_pinned_to_its_cpu() {
+    let cpu = *hypercache::runtime::read_facts()
+        .unwrap()
+        .mask
+        .last()
+        .unwrap();
+    std::thread::spawn(move || {
+        run_core(Some(cpu), DriverChoice::Auto, async |_| {}).unwrap();
+        assert_eq!(hypercache::runtime::read_facts().unwrap().mask, [cpu]);
+    })
+    .join()
+    .unwrap();
+    let absent = 100_000;
+    assert!(run_core(Some(absent), DriverChoice::Auto, async |_| {}).is_err());
 }

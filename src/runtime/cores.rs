@@ -355,3 +355,139 @@ fn pin_beyond_fixed_set(cpu: usize) -> io::Result<()> {
         format!("cannot pin a core to CPU {cpu}: {error}"),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(cpus: usize, quota_cores: Option<f64>) -> CoreFacts {
+        CoreFacts {
+            mask: (0..cpus).collect(),
+            quota_cores,
+            ..CoreFacts::default()
+        }
+    }
+
+    #[test]
+    fn the_quota_decides_between_our_cpus_and_a_shared_pool() {
+        // CPUs in the mask, quota, cores, pinned, warned.
+        let table = [
+            (4, None, 4, true, false),
+            (4, Some(4.0), 4, true, false),
+            (4, Some(3.995), 4, true, false),
+            (4, Some(8.0), 4, true, false),
+            (4, Some(3.9), 3, false, true),
+            (4, Some(3.0), 3, false, true),
+            (4, Some(2.995), 3, false, true),
+            (4, Some(1.5), 1, false, true),
+            (4, Some(0.25), 1, false, true),
+            (1, Some(0.5), 1, false, true),
+            (1, Some(1.0), 1, true, false),
+            (2000, None, CORES_MAX, true, false),
+        ];
+        for (cpus, quota, cores, pinned, warned) in table {
+            let plan = plan(&facts(cpus, quota)).unwrap();
+            let case = format!("{cpus} CPUs, quota {quota:?}: {plan:?}");
+            assert_eq!(plan.cpus.len(), cores, "{case}");
+            assert_eq!(plan.pinned, pinned, "{case}");
+            assert_eq!(plan.warning.is_some(), warned, "{case}");
+            assert_eq!(plan.quota_cores, quota);
+            for (core, cpu) in plan.cpus.iter().enumerate() {
+                assert_eq!(*cpu, pinned.then_some(core), "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_operator_may_say_how_many() {
+        // CPUs in the mask, quota, cores asked for, pinned, warned.
+        let table = [
+            (4, None, 2, true, false),
+            (4, None, 4, true, false),
+            (4, None, 5, false, true),
+            (4, Some(4.0), 3, true, false),
+            (4, Some(2.0), 2, false, true),
+            (4, Some(2.0), 4, false, true),
+        ];
+        for (cpus, quota, asked, pinned, warned) in table {
+            let facts = CoreFacts {
+                override_cores: Some(asked),
+                ..facts(cpus, quota)
+            };
+            let plan = plan(&facts).unwrap();
+            assert_eq!(plan.cpus.len(), asked, "{plan:?}");
+            assert_eq!(plan.pinned, pinned, "{plan:?}");
+            assert_eq!(plan.warning.is_some(), warned, "{plan:?}");
+        }
+        for asked in [0, CORES_MAX + 1] {
+            let facts = CoreFacts {
+                override_cores: Some(asked),
+                ..facts(4, None)
+            };
+            assert_eq!(
+                plan(&facts),
+                Err(CorePlanError::OverrideOutOfRange { cores: asked })
+            );
+        }
+    }
+
+    #[test]
+    fn shared_cpus_are_refused_when_exclusive_ones_are_required() {
+        // CPUs in the mask, quota, cores asked for, granted.
+        let table = [
+            (4, None, None, true),
+            (4, Some(4.0), None, true),
+            (4, Some(4.0), Some(2), true),
+            (4, Some(2.0), None, false),
+            (4, Some(8.0), None, false),
+            (4, Some(8.0), Some(2), false),
+            (4, Some(2.0), Some(2), false),
+            (4, None, Some(5), false),
+        ];
+        for (cpus, quota, override_cores, granted) in table {
+            let facts = CoreFacts {
+                override_cores,
+                exclusive_required: true,
+                ..facts(cpus, quota)
+            };
+            match plan(&facts) {
+                Ok(plan) => assert!(granted && plan.pinned, "{plan:?}"),
+                Err(CorePlanError::NotExclusive { reason }) => assert!(!granted, "{reason}"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_cpus_in_mask_and_cpuset_count() {
+        let mut facts = CoreFacts {
+            mask: vec![1, 3, 5],
+            ..CoreFacts::default()
+        };
+        facts.cpuset_effective = Some(vec![3, 4, 5]);
+        let within = plan(&facts).unwrap();
+        assert_eq!(within.mask, [3, 5]);
+        assert_eq!(within.cpus, [Some(3), Some(5)]);
+        facts.cpuset_effective = Some(vec![7]);
+        let apart = plan(&facts).unwrap();
+        assert_eq!(apart.mask, [1, 3, 5]);
+        assert!(apart.warning.unwrap().contains("in common"));
+        assert_eq!(plan(&CoreFacts::default()), Err(CorePlanError::NoCpus));
+    }
+
+    #[test]
+    fn a_reason_is_one_sentence_with_its_figures() {
+        let reason = plan(&facts(8, Some(2.5))).unwrap().reason;
+        assert_eq!(
+            reason.to_string(),
+            "the CPU quota of 2.5 is less than 8 CPUs: its whole CPUs, not pinned"
+        );
+    }
+
+    #[test]
+    fn this_machine_can_be_read() {
+        let facts = read_facts().unwrap();
+        assert!(!facts.mask.is_empty());
+        plan(&facts).unwrap();
+    }
+}

@@ -69,7 +69,7 @@ where
     if let Some(cpu) = cpu {
         cores::pin_this_thread(cpu)?;
     }
-    backend::run_core(cpu, choice, main)
+    backend::run_core(choice, main)
 }
 
 /// Starts a task on this core, detached. Call it on a core. The task takes turns with

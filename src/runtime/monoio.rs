@@ -50,11 +50,7 @@ thread_local! {
 }
 
 /// Runs `main` to its end on this thread. See the parent module.
-pub(super) fn run_core<F, Fut>(
-    _cpu: Option<usize>,
-    choice: DriverChoice,
-    main: F,
-) -> io::Result<Fut::Output>
+pub(super) fn run_core<F, Fut>(choice: DriverChoice, main: F) -> io::Result<Fut::Output>
 where
     F: FnOnce(DriverReport) -> Fut,
     Fut: Future,
