@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 
 fn run(settings: &Settings) -> ExitCode {
     if let Some(reason) = settings.unsupported() {
-        logs::start_error(&reason);
+        logs::start_error(reason);
         return ExitCode::from(2);
     }
     logs::init(settings.log_level);

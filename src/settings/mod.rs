@@ -1,0 +1,331 @@
+//! Every setting of a node, once: name, default, meaning, and what it accepts.
+//!
+//! [`TABLE`] is the list; `--help`, the parser and the tests are made from it. A
+//! value comes from a flag, else from an environment variable, else from the
+//! default. Nothing is guessed: a value that does not parse or is out of range, a
+//! flag or a `HYPERCACHE_` variable that does not exist, stop the start with one
+//! line that names the setting, the value and what was expected. Values of
+//! secrets are never repeated.
+//!
+//! Settings of parts this release does not serve yet are read and checked like
+//! all others; [`Settings::unsupported`] then refuses to start, so that a node
+//! given credentials never serves without asking for them.
+
+mod table;
+mod value;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::time::Duration;
+
+pub use table::{Setting, TABLE};
+pub use value::{ByteSize, ListenAddr};
+
+use crate::runtime::DriverChoice;
+use crate::store::EvictionPolicy;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// To run a node.
+    Run(Box<Settings>),
+    /// To check the settings only.
+    CheckConfig(Box<Settings>),
+    /// This text, the help.
+    Help(String),
+    /// This text, the version.
+    Version(String),
+}
+
+/// Why the settings are refused, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingsError(String);
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+/// The settings of a node, checked. Fields are named like their settings.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Settings {
+    pub node_id: String,
+    pub api_addr: ListenAddr,
+    pub mgmt_addr: ListenAddr,
+    pub dist_addr: ListenAddr,
+    pub replication: u32,
+    pub capacity: usize,
+    pub log_level: tracing::Level,
+    /// `None` follows the affinity mask and the quota.
+    pub cores: Option<usize>,
+    pub require_exclusive_cpus: bool,
+    pub io_driver: DriverChoice,
+    /// `None` is a share of what the container or the machine has.
+    pub memory_limit: Option<ByteSize>,
+    pub eviction: EvictionPolicy,
+    pub value_limit: ByteSize,
+    pub body_limit: ByteSize,
+    pub head_limit: ByteSize,
+    pub target_limit: ByteSize,
+    pub headers_limit: usize,
+    pub batch_limit: usize,
+    pub connections: usize,
+    pub read_timeout: Duration,
+    pub write_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub shutdown_timeout: Duration,
+    pub mailbox_depth: usize,
+    pub pipeline_depth: usize,
+    pub tombstone_ttl: Duration,
+    pub tombstones: usize,
+    unsupported: Option<String>,
+}
+
+impl Settings {
+    /// Reads the command line (without the program's name) and the environment.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong.
+    pub fn from(
+        args: impl IntoIterator<Item = OsString>,
+        env: impl IntoIterator<Item = (OsString, OsString)>,
+        hostname: &str,
+    ) -> Result<Invocation, SettingsError> {
+        let mut given = Given::default();
+        given.read_environment(env)?;
+        match given.read_arguments(args)? {
+            Asked::Help => Ok(Invocation::Help(table::help())),
+            Asked::Version => {
+                Ok(Invocation::Version(format!("hypercache {}\n", env!("CARGO_PKG_VERSION"))))
+            }
+            Asked::Check => given.settings(hostname).map(Box::new).map(Invocation::CheckConfig),
+            Asked::Run => given.settings(hostname).map(Box::new).map(Invocation::Run),
+        }
+    }
+
+    /// Why this release cannot serve what the settings ask for, in one line.
+    pub fn unsupported(&self) -> Option<&str> {
+        self.unsupported.as_deref()
+    }
+}
+
+enum Asked {
+    Run,
+    Check,
+    Help,
+    Version,
+}
+
+/// The values that were given, by the name of the variable, each with the name
+/// the user gave it by.
+#[derive(Default)]
+struct Given(HashMap<&'static str, (String, String)>);
+
+impl Given {
+    fn read_environment(
+        &mut self,
+        env: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<(), SettingsError> {
+        for (name, value) in env {
+            let Some(name) = name.to_str().filter(|name| name.starts_with("HYPERCACHE_")) else {
+                continue;
+            };
+            match TABLE.iter().find(|setting| setting.variable == name) {
+                Some(setting) => self.take(setting, name.to_owned(), value)?,
+                None if table::is_service_link(name) => {}
+                None => {
+                    let nearest = table::nearest(name).variable;
+                    return Err(SettingsError(format!(
+                        "{name}: there is no such setting; did you mean {nearest}?"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_arguments(
+        &mut self,
+        args: impl IntoIterator<Item = OsString>,
+    ) -> Result<Asked, SettingsError> {
+        let mut asked = Asked::Run;
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let text = arg.to_string_lossy().into_owned();
+            match text.as_str() {
+                "--help" | "-h" => return Ok(Asked::Help),
+                "--version" | "-V" => return Ok(Asked::Version),
+                "--check-config" => {
+                    asked = Asked::Check;
+                    continue;
+                }
+                _ => {}
+            }
+            let (flag, inline) = match text.split_once('=') {
+                Some((flag, value)) => (flag.to_owned(), Some(OsString::from(value))),
+                None => (text, None),
+            };
+            let Some(setting) = TABLE.iter().find(|setting| setting.flag() == flag) else {
+                return Err(SettingsError(format!(
+                    "{flag}: there is no such flag; --help lists them all"
+                )));
+            };
+            let Some(value) = inline.or_else(|| args.next()) else {
+                return Err(SettingsError(format!(
+                    "{flag}: the value is missing; expected {}",
+                    setting.expected
+                )));
+            };
+            self.take(setting, flag, value)?;
+        }
+        Ok(asked)
+    }
+
+    fn take(
+        &mut self,
+        setting: &'static Setting,
+        given_as: String,
+        value: OsString,
+    ) -> Result<(), SettingsError> {
+        let value = value.into_string().map_err(|value| {
+            let value = if setting.secret { "…".into() } else { value.to_string_lossy().into_owned() };
+            SettingsError(format!(
+                "{given_as}={value:?}: not UTF-8; expected {}",
+                setting.expected
+            ))
+        })?;
+        self.0.insert(setting.variable, (given_as, value));
+        Ok(())
+    }
+
+    /// One setting, parsed by `parse`.
+    fn get<T>(
+        &self,
+        variable: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, SettingsError> {
+        let setting = table::named(variable);
+        let (given_as, value) = match self.0.get(variable) {
+            Some((given_as, value)) => (given_as.as_str(), value.as_str()),
+            None => (variable, setting.default),
+        };
+        parse(value).ok_or_else(|| {
+            let shown = if setting.secret { "…" } else { value };
+            SettingsError(format!("{given_as}={shown}: expected {}", setting.expected))
+        })
+    }
+
+    fn text(&self, variable: &'static str) -> Result<String, SettingsError> {
+        self.get(variable, |value| Some(value.to_owned()))
+    }
+
+    fn settings(&self, hostname: &str) -> Result<Settings, SettingsError> {
+        use value::*;
+        let settings = Settings {
+            node_id: self.get("HYPERCACHE_NODE_ID", |value| {
+                node_id(if value.is_empty() { hostname } else { value })
+            })?,
+            api_addr: self.get("HYPERCACHE_API_ADDR", ListenAddr::parse)?,
+            mgmt_addr: self.get("HYPERCACHE_MGMT_ADDR", ListenAddr::parse)?,
+            dist_addr: self.get("HYPERCACHE_DIST_ADDR", ListenAddr::parse)?,
+            replication: self.get("HYPERCACHE_REPLICATION", |v| number(v, 1..=16))? as u32,
+            capacity: self.get("HYPERCACHE_CAPACITY", |v| number(v, 0..=1 << 40))? as usize,
+            log_level: self.get("HYPERCACHE_LOG_LEVEL", log_level)?,
+            cores: self.get("HYPERCACHE_CORES", |v| auto(v, |v| number(v, 1..=1024)))?.map(|n| n as usize),
+            require_exclusive_cpus: self.get("HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS", boolean)?,
+            io_driver: self.get("HYPERCACHE_IO_DRIVER", io_driver)?,
+            memory_limit: self.get("HYPERCACHE_MEMORY_LIMIT", |v| {
+                auto(v, |v| bytes(v, 16 << 20..=1 << 50))
+            })?,
+            eviction: self.get("HYPERCACHE_EVICTION", |v| v.parse().ok())?,
+            value_limit: self.get("HYPERCACHE_VALUE_LIMIT", |v| bytes(v, 1..=1 << 30))?,
+            body_limit: self.get("HYPERCACHE_BODY_LIMIT", |v| bytes(v, 1..=1 << 30))?,
+            head_limit: self.get("HYPERCACHE_HEAD_LIMIT", |v| bytes(v, 1 << 10..=1 << 20))?,
+            target_limit: self.get("HYPERCACHE_TARGET_LIMIT", |v| bytes(v, 256..=1 << 20))?,
+            headers_limit: self.get("HYPERCACHE_HEADERS_LIMIT", |v| number(v, 1..=128))? as usize,
+            batch_limit: self.get("HYPERCACHE_BATCH_LIMIT", |v| number(v, 1..=1 << 20))? as usize,
+            connections: self.get("HYPERCACHE_CONNECTIONS", |v| number(v, 1..=1 << 24))? as usize,
+            read_timeout: self.get("HYPERCACHE_READ_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
+            write_timeout: self.get("HYPERCACHE_WRITE_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
+            idle_timeout: self.get("HYPERCACHE_IDLE_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
+            shutdown_timeout: self.get("HYPERCACHE_SHUTDOWN_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
+            mailbox_depth: self.get("HYPERCACHE_MAILBOX_DEPTH", |v| number(v, 1..=1 << 16))? as usize,
+            pipeline_depth: self.get("HYPERCACHE_PIPELINE_DEPTH", |v| number(v, 1..=4096))? as usize,
+            tombstone_ttl: self.get("HYPERCACHE_TOMBSTONE_TTL", |v| duration(v, MILLISECOND..=DAY))?,
+            tombstones: self.get("HYPERCACHE_TOMBSTONES", |v| number(v, 1..=1 << 30))? as usize,
+            unsupported: None,
+        };
+        let unsupported = self.check_the_rest(&settings)?;
+        Ok(Settings { unsupported, ..settings })
+    }
+
+    /// Checks what this release reads and does not serve, and what must fit
+    /// together; returns what it cannot serve.
+    fn check_the_rest(&self, settings: &Settings) -> Result<Option<String>, SettingsError> {
+        use value::*;
+        for interval in [
+            "HYPERCACHE_HEARTBEAT",
+            "HYPERCACHE_GOSSIP_INTERVAL",
+            "HYPERCACHE_HINT_REPLAY",
+            "HYPERCACHE_REBALANCE_INTERVAL",
+        ] {
+            self.get(interval, |v| duration(v, MILLISECOND..=DAY))?;
+        }
+        self.get("HYPERCACHE_INDIRECT_PROBE_K", |v| number(v, 0..=64))?;
+        let hint_ttl = self.get("HYPERCACHE_HINT_TTL", |v| duration(v, MILLISECOND..=DAY))?;
+        if settings.tombstone_ttl <= hint_ttl {
+            return Err(SettingsError(format!(
+                "HYPERCACHE_TOMBSTONE_TTL={}: expected more than HYPERCACHE_HINT_TTL, \
+                 or a late hint could bring a deleted key back",
+                crate::duration::GoText(settings.tombstone_ttl)
+            )));
+        }
+        let seeds = self.get("HYPERCACHE_SEEDS", |v| seeds(v))?;
+        let set = |variable| self.text(variable).map(|value| !value.is_empty());
+        let pair = |one: &'static str, other: &'static str| match (set(one)?, set(other)?) {
+            (true, false) => Err(missing_half(one, other)),
+            (false, true) => Err(missing_half(other, one)),
+            _ => Ok(()),
+        };
+        pair("HYPERCACHE_API_TLS_CERT", "HYPERCACHE_API_TLS_KEY")?;
+        pair("HYPERCACHE_OIDC_ISSUER", "HYPERCACHE_OIDC_AUDIENCE")?;
+        if set("HYPERCACHE_API_TLS_CLIENT_CA")? && !set("HYPERCACHE_API_TLS_CERT")? {
+            return Err(missing_half("HYPERCACHE_API_TLS_CLIENT_CA", "HYPERCACHE_API_TLS_CERT"));
+        }
+        if set("HYPERCACHE_AUTH_TOKEN")? && set("HYPERCACHE_AUTH_CONFIG")? {
+            return Err(SettingsError(
+                "HYPERCACHE_AUTH_TOKEN and HYPERCACHE_AUTH_CONFIG are both set: expected one of them".to_owned(),
+            ));
+        }
+        for variable in [
+            "HYPERCACHE_AUTH_TOKEN",
+            "HYPERCACHE_AUTH_CONFIG",
+            "HYPERCACHE_API_TLS_CERT",
+            "HYPERCACHE_OIDC_ISSUER",
+        ] {
+            if set(variable)? {
+                return Ok(Some(format!(
+                    "{variable} is set, but this release has no authentication and no TLS: \
+                     refusing to serve without them"
+                )));
+            }
+        }
+        let names_others = seeds.iter().any(|seed| seed.id.as_deref() != Some(&settings.node_id));
+        Ok(names_others.then(|| {
+            "HYPERCACHE_SEEDS names other nodes, but this release does not form clusters".to_owned()
+        }))
+    }
+}
+
+fn missing_half(set: &str, missing: &str) -> SettingsError {
+    SettingsError(format!("{missing} is empty: expected a value, because {set} is set"))
+}
+
+#[cfg(test)]
+mod tests;

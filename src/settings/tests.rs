@@ -1,0 +1,143 @@
+use super::*;
+
+fn read(args: &[&str], env: &[(&str, &str)]) -> Result<Invocation, SettingsError> {
+    let env = env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Settings::from(args.iter().map(OsString::from), env, "host-1")
+}
+
+fn settings(args: &[&str], env: &[(&str, &str)]) -> Settings {
+    match read(args, env).unwrap() {
+        Invocation::Run(settings) => *settings,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(args: &[&str], env: &[(&str, &str)]) -> String {
+    read(args, env).unwrap_err().to_string()
+}
+
+#[test]
+fn the_defaults_are_accepted() {
+    let settings = settings(&[], &[]);
+    assert_eq!(settings.node_id, "host-1");
+    assert_eq!(settings.api_addr.to_string(), ":8080");
+    assert_eq!(settings.capacity, 100_000);
+    assert_eq!(settings.idle_timeout, Duration::from_secs(60));
+    assert_eq!(settings.body_limit, ByteSize(4 << 20));
+    assert_eq!(settings.unsupported(), None);
+}
+
+#[test]
+fn a_flag_wins_over_a_variable() {
+    let env = [("HYPERCACHE_CAPACITY", "1"), ("HYPERCACHE_LOG_LEVEL", "warn")];
+    assert_eq!(settings(&["--capacity", "2"], &env).capacity, 2);
+    assert_eq!(settings(&["--capacity=3"], &env).capacity, 3);
+    assert_eq!(settings(&[], &env).log_level, tracing::Level::WARN);
+}
+
+#[test]
+fn help_names_every_setting() {
+    let Invocation::Help(text) = read(&["--help"], &[]).unwrap() else { panic!("no help") };
+    for setting in TABLE {
+        assert!(text.contains(setting.variable) && text.contains(&setting.flag()), "{setting:?}");
+    }
+}
+
+/// One value each setting must refuse; what takes any text has none.
+fn bad_value(variable: &str) -> Option<&'static str> {
+    Some(match variable {
+        "HYPERCACHE_NODE_ID" => "a,b",
+        "HYPERCACHE_API_ADDR" | "HYPERCACHE_MGMT_ADDR" | "HYPERCACHE_DIST_ADDR" => "8080",
+        "HYPERCACHE_SEEDS" => "node-without-port",
+        "HYPERCACHE_CAPACITY" => "-1",
+        "HYPERCACHE_MEMORY_LIMIT" => "1MiB",
+        "HYPERCACHE_VALUE_LIMIT" | "HYPERCACHE_BODY_LIMIT" => "0",
+        "HYPERCACHE_AUTH_TOKEN"
+        | "HYPERCACHE_AUTH_CONFIG"
+        | "HYPERCACHE_API_TLS_CERT"
+        | "HYPERCACHE_API_TLS_KEY"
+        | "HYPERCACHE_API_TLS_CLIENT_CA"
+        | "HYPERCACHE_OIDC_ISSUER"
+        | "HYPERCACHE_OIDC_AUDIENCE"
+        | "HYPERCACHE_OIDC_IDENTITY_CLAIM"
+        | "HYPERCACHE_OIDC_SCOPE_CLAIM" => return None,
+        _ => "nonsense",
+    })
+}
+
+#[test]
+fn reference_defect_21_invalid_settings_stop_the_start() {
+    for setting in TABLE {
+        let Some(bad) = bad_value(setting.variable) else { continue };
+        let error = refusal(&[], &[(setting.variable, bad)]);
+        for part in [setting.variable, bad, setting.expected] {
+            assert!(error.contains(part), "{error:?} does not name {part:?}");
+        }
+        assert!(!error.contains('\n'), "{error:?}");
+        let by_flag = refusal(&[&setting.flag(), bad], &[]);
+        assert!(by_flag.contains(&setting.flag()), "{by_flag:?}");
+    }
+}
+
+#[test]
+fn what_does_not_exist_is_refused_with_the_nearest_name() {
+    let error = refusal(&[], &[("HYPERCACHE_CAPACTIY", "5")]);
+    assert!(error.contains("HYPERCACHE_CAPACTIY") && error.contains("HYPERCACHE_CAPACITY?"));
+    assert!(refusal(&["--nope"], &[]).contains("--nope"));
+    assert!(refusal(&["--capacity"], &[]).contains("missing"));
+}
+
+#[test]
+fn variables_a_kubelet_injects_are_ignored() {
+    let injected = [
+        "HYPERCACHE_SERVICE_HOST",
+        "HYPERCACHE_SERVICE_PORT",
+        "HYPERCACHE_SERVICE_PORT_API",
+        "HYPERCACHE_PORT",
+        "HYPERCACHE_PORT_8080_TCP",
+        "HYPERCACHE_PORT_8080_TCP_ADDR",
+        "HYPERCACHE_MGMT_SERVICE_HOST",
+        "HYPERCACHE_MGMT_PORT_8081_TCP_PROTO",
+    ];
+    for name in injected {
+        settings(&[], &[(name, "tcp://10.0.0.1:8080")]);
+    }
+    refusal(&[], &[("HYPERCACHE_SUPPORT", "x")]);
+}
+
+#[test]
+fn settings_that_belong_together_are_checked_together() {
+    assert!(refusal(&[], &[("HYPERCACHE_API_TLS_CERT", "c")]).contains("HYPERCACHE_API_TLS_KEY"));
+    assert!(refusal(&[], &[("HYPERCACHE_API_TLS_KEY", "k")]).contains("HYPERCACHE_API_TLS_CERT"));
+    assert!(refusal(&[], &[("HYPERCACHE_OIDC_ISSUER", "i")]).contains("HYPERCACHE_OIDC_AUDIENCE"));
+    let both = [("HYPERCACHE_AUTH_TOKEN", "sesame"), ("HYPERCACHE_AUTH_CONFIG", "f")];
+    let error = refusal(&[], &both);
+    assert!(error.contains("HYPERCACHE_AUTH_CONFIG") && !error.contains("sesame"));
+    let short = [("HYPERCACHE_TOMBSTONE_TTL", "30s")];
+    assert!(refusal(&[], &short).contains("HYPERCACHE_HINT_TTL"));
+}
+
+#[test]
+fn what_this_release_does_not_serve_is_never_ignored() {
+    for env in [
+        vec![("HYPERCACHE_AUTH_TOKEN", "sesame")],
+        vec![("HYPERCACHE_AUTH_CONFIG", "policy.yaml")],
+        vec![("HYPERCACHE_API_TLS_CERT", "c"), ("HYPERCACHE_API_TLS_KEY", "k")],
+        vec![("HYPERCACHE_OIDC_ISSUER", "i"), ("HYPERCACHE_OIDC_AUDIENCE", "a")],
+        vec![("HYPERCACHE_SEEDS", "other:7946")],
+    ] {
+        let settings = settings(&[], &env);
+        let reason = settings.unsupported().unwrap_or_else(|| panic!("{env:?} is served"));
+        assert!(reason.contains(env[0].0) && !reason.contains("sesame"), "{reason}");
+    }
+    let own = [("HYPERCACHE_SEEDS", "host-1@host-1.cluster:7946")];
+    assert_eq!(settings(&[], &own).unsupported(), None);
+}
+
+#[test]
+fn sizes_take_binary_units() {
+    for (text, bytes) in [("512MiB", 512 << 20), ("1Gi", 1 << 30), ("33554432", 33_554_432)] {
+        let read = settings(&["--memory-limit", text], &[]);
+        assert_eq!(read.memory_limit, Some(ByteSize(bytes)), "{text}");
+    }
+}
