@@ -46,7 +46,10 @@ impl GoDuration {
         let mut total: u64 = 0;
         while !rest.is_empty() {
             let (nanos, after) = parse_term(rest)?;
-            total = total.checked_add(nanos).filter(|&total| total <= 1 << 63).ok_or(BadDuration)?;
+            total = total
+                .checked_add(nanos)
+                .filter(|&total| total <= 1 << 63)
+                .ok_or(BadDuration)?;
             rest = after;
         }
         let magnitude = i128::from(total);
@@ -73,20 +76,30 @@ fn parse_term(text: &str) -> Result<(u64, &str), BadDuration> {
     if whole.is_empty() && fraction.is_empty() {
         return Err(BadDuration);
     }
-    let unit_len = rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len());
+    let unit_len = rest
+        .find(|c: char| c == '.' || c.is_ascii_digit())
+        .unwrap_or(rest.len());
     let (unit, after) = rest.split_at(unit_len);
-    let (_, scale) = UNITS.iter().find(|(name, _)| *name == unit).ok_or(BadDuration)?;
+    let (_, scale) = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .ok_or(BadDuration)?;
     let whole: u64 = match whole {
         "" => 0,
         digits => digits.parse().map_err(|_| BadDuration)?,
     };
     let nanos = whole.checked_mul(*scale).ok_or(BadDuration)?;
     // Digits beyond the fifteenth are below a nanosecond in any unit.
-    let fraction_nanos = fraction.bytes().take(15).fold((0_u128, 1_u128), |(value, base), digit| {
-        (value * 10 + u128::from(digit - b'0'), base * 10)
-    });
+    let fraction_nanos = fraction
+        .bytes()
+        .take(15)
+        .fold((0_u128, 1_u128), |(value, base), digit| {
+            (value * 10 + u128::from(digit - b'0'), base * 10)
+        });
     let fraction_nanos = fraction_nanos.0 * u128::from(*scale) / fraction_nanos.1;
-    let nanos = nanos.checked_add(fraction_nanos as u64).ok_or(BadDuration)?;
+    let nanos = nanos
+        .checked_add(fraction_nanos as u64)
+        .ok_or(BadDuration)?;
     Ok((nanos, after))
 }
 
@@ -161,7 +174,11 @@ mod tests {
         ] {
             let parsed = GoDuration::parse(text).map(GoDuration::as_nanos);
             // Go truncates long fractions; a nanosecond less is what it gives too.
-            let expected = if text.starts_with("0.33") { nanos - 1 } else { nanos };
+            let expected = if text.starts_with("0.33") {
+                nanos - 1
+            } else {
+                nanos
+            };
             assert_eq!(parsed, Ok(expected), "{text}");
         }
     }
@@ -169,8 +186,25 @@ mod tests {
     #[test]
     fn what_go_refuses_is_refused() {
         for text in [
-            "", "3", "-", "s", ".", "-.", ".s", "+.s", "1d", "1 s", " 1s", "1s ", "1S", "1e3s", "3000000h",
-            "9223372036854775808ns", "--1s", "1..5s", "1µ",
+            "",
+            "3",
+            "-",
+            "s",
+            ".",
+            "-.",
+            ".s",
+            "+.s",
+            "1d",
+            "1 s",
+            " 1s",
+            "1s ",
+            "1S",
+            "1e3s",
+            "3000000h",
+            "9223372036854775808ns",
+            "--1s",
+            "1..5s",
+            "1µ",
         ] {
             assert_eq!(GoDuration::parse(text), Err(BadDuration), "{text:?}");
         }

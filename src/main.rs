@@ -7,9 +7,11 @@ use hypercache::settings::{Invocation, Settings};
 use hypercache::telemetry::logs;
 
 fn main() -> ExitCode {
-    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let invocation =
-        Settings::from(std::env::args_os().skip(1), std::env::vars_os(), &hostname);
+    let hostname = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let invocation = Settings::from(std::env::args_os().skip(1), std::env::vars_os(), &hostname);
     match invocation {
         Ok(Invocation::Help(text) | Invocation::Version(text)) => {
             print!("{text}");

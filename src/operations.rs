@@ -21,9 +21,7 @@ use std::sync::Arc;
 
 use crate::clock::{HybridClock, Origin, UnixMs, Version};
 use crate::hash::{CoreCount, CoreId, KeyHash};
-use crate::store::{
-    Applied, Content, ItemView, Shard, TooLarge, ValueIn, ValueView, Write,
-};
+use crate::store::{Applied, Content, ItemView, Shard, TooLarge, ValueIn, ValueView, Write};
 
 /// How many operations one message between cores carries at most. Small enough
 /// that the owner's loop turns between two of them, large enough that the price
@@ -106,7 +104,12 @@ pub struct LocalStore {
 impl LocalStore {
     /// The store of one core of the node called by `origin`.
     pub fn new(shard: Shard, origin: Origin, tombstone_ttl_ms: u64) -> Self {
-        Self { shard, clock: HybridClock::default(), origin, tombstone_ttl_ms }
+        Self {
+            shard,
+            clock: HybridClock::default(),
+            origin,
+            tombstone_ttl_ms,
+        }
     }
 
     /// The items themselves.
@@ -156,15 +159,29 @@ impl LocalStore {
         now: UnixMs,
     ) -> Result<Version, TooLarge> {
         let version = self.clock.stamp(now);
-        let write = Write { hash, key, version, origin: self.origin, content };
+        let write = Write {
+            hash,
+            key,
+            version,
+            origin: self.origin,
+            content,
+        };
         let applied = self.shard.apply(write, now)?;
-        debug_assert!(applied == Applied::Stored, "a fresh stamp is newer than all before it");
+        debug_assert!(
+            applied == Applied::Stored,
+            "a fresh stamp is newer than all before it"
+        );
         Ok(version)
     }
 
     /// Carries out a batch that another core (or this one) put together.
     pub fn run(&mut self, batch: &mut Batch, now: UnixMs) {
-        let Batch { operations, outcomes, arena, .. } = batch;
+        let Batch {
+            operations,
+            outcomes,
+            arena,
+            ..
+        } = batch;
         outcomes.clear();
         let answers_start = arena.len();
         for operation in operations.drain(..) {
@@ -234,7 +251,10 @@ enum Carried {
 #[derive(Debug)]
 enum StoredAction {
     Get,
-    Put { value: Carried, expires_at: Option<UnixMs> },
+    Put {
+        value: Carried,
+        expires_at: Option<UnixMs>,
+    },
     Delete,
 }
 
@@ -294,7 +314,11 @@ pub struct Exchange {
 impl Exchange {
     /// An empty exchange on a node of `cores` cores.
     pub fn new(cores: CoreCount) -> Self {
-        Self { open: vec![None; cores.get()], batches: Vec::new(), spare: Vec::new() }
+        Self {
+            open: vec![None; cores.get()],
+            batches: Vec::new(),
+            spare: Vec::new(),
+        }
     }
 
     /// Whether no operation was added since the last reset.

@@ -64,7 +64,11 @@ enum Progress {
 
 /// Takes the body for later.
 pub fn plan(kind: Kind, body: Cow<'_, [u8]>, connection: Connection) -> Job {
-    Job::Batch(Request { kind, body: body.into_owned(), connection })
+    Job::Batch(Request {
+        kind,
+        body: body.into_owned(),
+        connection,
+    })
 }
 
 #[derive(Deserialize)]
@@ -112,7 +116,13 @@ impl Request {
         let items_max = api.facts.batch_items_max;
         match self.kind {
             Kind::Get | Kind::Delete => {
-                let action = || if self.kind == Kind::Get { Action::Get } else { Action::Delete };
+                let action = || {
+                    if self.kind == Kind::Get {
+                        Action::Get
+                    } else {
+                        Action::Delete
+                    }
+                };
                 let body: KeysBody<'_> = simd_json::serde::from_slice(&mut self.body)
                     .map_err(|error| malformed("{\"keys\":[…]}", &error))?;
                 bound(body.keys.len(), items_max)?;
@@ -123,7 +133,11 @@ impl Request {
                 let body: ItemsBody<'_> = simd_json::serde::from_slice(&mut self.body)
                     .map_err(|error| malformed("{\"items\":[{\"key\",\"value\",…}]}", &error))?;
                 bound(body.items.len(), items_max)?;
-                Ok(body.items.iter().map(|item| ask_put(api, exchange, item, now)).collect())
+                Ok(body
+                    .items
+                    .iter()
+                    .map(|item| ask_put(api, exchange, item, now))
+                    .collect())
             }
         }
     }
@@ -171,7 +185,14 @@ impl Request {
                         }
                         Outcome::Overflow => return Err(answer_too_large()),
                         Outcome::Missing => {
-                            to_json(out, &GetResult { key, found: false, held: None })?;
+                            to_json(
+                                out,
+                                &GetResult {
+                                    key,
+                                    found: false,
+                                    held: None,
+                                },
+                            )?;
                         }
                         Outcome::Found(found) => {
                             let value = found.value.bytes();
@@ -181,15 +202,37 @@ impl Request {
                                 item: ItemFields::of(&found, facts, now),
                                 owners: &facts.owners,
                             });
-                            to_json(out, &GetResult { key, found: true, held })?;
+                            to_json(
+                                out,
+                                &GetResult {
+                                    key,
+                                    found: true,
+                                    held,
+                                },
+                            )?;
                         }
                         Outcome::Stored(_) => {
                             let owners = &facts.owners;
-                            to_json(out, &PutResult { key, stored: true, bytes: *bytes, owners })?;
+                            to_json(
+                                out,
+                                &PutResult {
+                                    key,
+                                    stored: true,
+                                    bytes: *bytes,
+                                    owners,
+                                },
+                            )?;
                         }
                         Outcome::Deleted => {
                             let owners = &facts.owners;
-                            to_json(out, &DeleteResult { key, deleted: true, owners })?;
+                            to_json(
+                                out,
+                                &DeleteResult {
+                                    key,
+                                    deleted: true,
+                                    owners,
+                                },
+                            )?;
                         }
                     }
                 }
@@ -206,13 +249,38 @@ impl Request {
 
     /// The result of an item that got an error of its own.
     fn refused(&self, out: &mut Vec<u8>, key: &str, error: &ApiError) -> Result<(), ApiError> {
-        let problem = Problem { error: &error.message, code: error.code };
+        let problem = Problem {
+            error: &error.message,
+            code: error.code,
+        };
         match self.kind {
-            Kind::Get => to_json(out, &Refused { key, found: Some(false), problem, ..Refused::NONE }),
-            Kind::Put => to_json(out, &Refused { key, stored: Some(false), problem, ..Refused::NONE }),
-            Kind::Delete => {
-                to_json(out, &Refused { key, deleted: Some(false), problem, ..Refused::NONE })
-            }
+            Kind::Get => to_json(
+                out,
+                &Refused {
+                    key,
+                    found: Some(false),
+                    problem,
+                    ..Refused::NONE
+                },
+            ),
+            Kind::Put => to_json(
+                out,
+                &Refused {
+                    key,
+                    stored: Some(false),
+                    problem,
+                    ..Refused::NONE
+                },
+            ),
+            Kind::Delete => to_json(
+                out,
+                &Refused {
+                    key,
+                    deleted: Some(false),
+                    problem,
+                    ..Refused::NONE
+                },
+            ),
         }
     }
 }
@@ -229,9 +297,10 @@ fn ask_put(api: &Api, exchange: &mut Exchange, item: &PutItem<'_>, now: UnixMs) 
         _ => Cow::Borrowed(item.value.as_bytes()),
     };
     let action = match u64::try_from(item.ttl_ms.unwrap_or(0)) {
-        Ok(ttl_ms) => {
-            Ok(Action::Put { value: value_in(&decoded), expires_at: expiry(ttl_ms, now) })
-        }
+        Ok(ttl_ms) => Ok(Action::Put {
+            value: value_in(&decoded),
+            expires_at: expiry(ttl_ms, now),
+        }),
         Err(_) => Err(ApiError::bad_request("ttl_ms must be zero or more")),
     };
     ask_one(api, exchange, &item.key, decoded.len(), action)
@@ -245,7 +314,10 @@ fn ask_one(
     action: Result<Action<'_>, ApiError>,
 ) -> Entry {
     let progress = match check(key.as_bytes()).and(action) {
-        Err(error) => Progress::Refused { key: key.to_owned(), error },
+        Err(error) => Progress::Refused {
+            key: key.to_owned(),
+            error,
+        },
         Ok(action) => {
             let hash = KeyHash::of(key.as_bytes());
             let owner = hash.partition().core(api.cores);
@@ -266,7 +338,9 @@ fn bound(items: usize, items_max: usize) -> Result<(), ApiError> {
 }
 
 fn malformed(expected: &str, error: &simd_json::Error) -> ApiError {
-    ApiError::bad_request(format!("the body is not JSON of the form {expected}: {error}"))
+    ApiError::bad_request(format!(
+        "the body is not JSON of the form {expected}: {error}"
+    ))
 }
 
 fn answer_too_large() -> ApiError {
@@ -359,7 +433,10 @@ impl Refused<'_> {
         found: None,
         stored: None,
         deleted: None,
-        problem: Problem { error: "", code: "" },
+        problem: Problem {
+            error: "",
+            code: "",
+        },
     };
 }
 

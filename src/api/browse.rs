@@ -72,15 +72,23 @@ fn number(name: &str, value: &[u8], least: usize) -> Result<usize, ApiError> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     let refuse = || {
         let value = key_text(value);
-        ApiError::bad_request(format!("{name} {value:?} is not a whole number of at least {least}"))
+        ApiError::bad_request(format!(
+            "{name} {value:?} is not a whole number of at least {least}"
+        ))
     };
     if !digits {
         return Err(refuse());
     }
     // Digits that overflow mean "as many as there can be".
-    let parsed = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    let parsed = std::str::from_utf8(value)
+        .ok()
+        .and_then(|text| text.parse().ok());
     let parsed: usize = parsed.unwrap_or(usize::MAX);
-    if parsed < least { Err(refuse()) } else { Ok(parsed) }
+    if parsed < least {
+        Err(refuse())
+    } else {
+        Ok(parsed)
+    }
 }
 
 fn bad_pattern(pattern: &[u8]) -> ApiError {
@@ -104,7 +112,9 @@ impl KeyScan {
     pub fn step(&mut self, shard: &Shard, core: CoreId, cores: CoreCount, now: UnixMs) -> bool {
         let mut looked_at = 0;
         while looked_at < ITEMS_PER_STEP && self.next_partition < PARTITION_COUNT {
-            let Some(partition) = PartitionId::new(self.next_partition) else { break };
+            let Some(partition) = PartitionId::new(self.next_partition) else {
+                break;
+            };
             self.next_partition += 1;
             if partition.core(cores) == core {
                 looked_at += 1;
@@ -164,7 +174,11 @@ impl Request {
 
         let start = self.cursor.min(keys.len());
         let end = start.saturating_add(self.limit).min(keys.len());
-        let next_cursor = if end < keys.len() { end.to_string() } else { String::new() };
+        let next_cursor = if end < keys.len() {
+            end.to_string()
+        } else {
+            String::new()
+        };
         let body = ListKeysResponse {
             keys: keys[start..end].iter().map(|key| key_text(key)).collect(),
             next_cursor,
@@ -187,14 +201,28 @@ mod tests {
     #[test]
     fn limits_are_clamped_and_have_defaults() {
         let defaults = request("").unwrap();
-        assert_eq!((defaults.limit, defaults.matches_max, defaults.cursor), (100, 10_000, 0));
+        assert_eq!(
+            (defaults.limit, defaults.matches_max, defaults.cursor),
+            (100, 10_000, 0)
+        );
         let clamped = request("limit=501&max=99999999999999999999999&cursor=7").unwrap();
-        assert_eq!((clamped.limit, clamped.matches_max, clamped.cursor), (500, 50_000, 7));
+        assert_eq!(
+            (clamped.limit, clamped.matches_max, clamped.cursor),
+            (500, 50_000, 7)
+        );
     }
 
     #[test]
     fn numbers_that_are_none_are_refused() {
-        for query in ["limit=0", "limit=-1", "limit=x", "max=0", "max=", "cursor=-1", "cursor=1.0"] {
+        for query in [
+            "limit=0",
+            "limit=-1",
+            "limit=x",
+            "max=0",
+            "max=",
+            "cursor=-1",
+            "cursor=1.0",
+        ] {
             assert!(request(query).is_err(), "{query}");
         }
     }
@@ -208,6 +236,9 @@ mod tests {
         assert!(scan.truncated);
         let mut kept: Vec<_> = scan.found.into_vec();
         kept.sort();
-        assert_eq!(kept, [Box::from(b"a".as_slice()), Box::from(b"b".as_slice())]);
+        assert_eq!(
+            kept,
+            [Box::from(b"a".as_slice()), Box::from(b"b".as_slice())]
+        );
     }
 }

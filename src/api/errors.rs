@@ -21,7 +21,13 @@ pub struct ApiError {
 
 impl ApiError {
     fn new(status: Status, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, code, message: message.into(), allow: None, retry_after_s: None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            allow: None,
+            retry_after_s: None,
+        }
     }
 
     /// 400: what was sent is malformed.
@@ -36,8 +42,11 @@ impl ApiError {
 
     /// 405, naming the methods that are offered.
     pub fn method_not_allowed(allow: String) -> Self {
-        let mut error =
-            Self::new(Status::MethodNotAllowed, "METHOD_NOT_ALLOWED", "method not allowed");
+        let mut error = Self::new(
+            Status::MethodNotAllowed,
+            "METHOD_NOT_ALLOWED",
+            "method not allowed",
+        );
         error.allow = Some(allow);
         error
     }
@@ -61,7 +70,11 @@ impl ApiError {
 
     /// 408: the request did not arrive in time.
     pub fn request_timeout() -> Self {
-        Self::new(Status::RequestTimeout, "BAD_REQUEST", "the request did not arrive in time")
+        Self::new(
+            Status::RequestTimeout,
+            "BAD_REQUEST",
+            "the request did not arrive in time",
+        )
     }
 }
 

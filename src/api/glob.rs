@@ -31,7 +31,10 @@ enum Part {
     Star,
     One,
     Literal(Char),
-    Class { negated: bool, ranges: Vec<(Char, Char)> },
+    Class {
+        negated: bool,
+        ranges: Vec<(Char, Char)>,
+    },
 }
 
 /// A character's code point; a byte that belongs to none is 0x11_0000 above its value.
@@ -105,7 +108,9 @@ impl Pattern {
                 _ => {}
             }
             // A mismatch: let the last star take one character more.
-            let Some((after_star, mut untaken)) = retry else { return false };
+            let Some((after_star, mut untaken)) = retry else {
+                return false;
+            };
             match untaken.next() {
                 None | Some(SLASH) => return false,
                 Some(_) => {
@@ -125,7 +130,10 @@ impl Part {
             Self::One => char != SLASH,
             Self::Literal(literal) => *literal == char,
             Self::Class { negated, ranges } => {
-                ranges.iter().any(|(low, high)| (*low..=*high).contains(&char)) != *negated
+                ranges
+                    .iter()
+                    .any(|(low, high)| (*low..=*high).contains(&char))
+                    != *negated
             }
         }
     }
@@ -173,7 +181,11 @@ fn class_char(chars: &mut Chars<'_>) -> Result<Char, BadPattern> {
         Some(char) => char,
     };
     // A class that is not closed is malformed, wherever the text ends.
-    if chars.0.is_empty() { Err(BadPattern) } else { Ok(char) }
+    if chars.0.is_empty() {
+        Err(BadPattern)
+    } else {
+        Ok(char)
+    }
 }
 
 /// The characters of a byte string.
@@ -241,14 +253,24 @@ mod tests {
             ("*", "", true),
         ] {
             let checked = Pattern::new(pattern.as_bytes()).unwrap();
-            assert_eq!(checked.matches(text.as_bytes()), matches, "{pattern:?} {text:?}");
+            assert_eq!(
+                checked.matches(text.as_bytes()),
+                matches,
+                "{pattern:?} {text:?}"
+            );
         }
     }
 
     #[test]
     fn malformed_patterns_are_refused_whatever_the_text() {
-        for pattern in ["[]a]", "[-]", "[x-]", "[-x]", "\\", "[a-b-c]", "[", "[^", "[^bc", "a[", "abc[", "*["] {
-            assert_eq!(Pattern::new(pattern.as_bytes()), Err(BadPattern), "{pattern:?}");
+        for pattern in [
+            "[]a]", "[-]", "[x-]", "[-x]", "\\", "[a-b-c]", "[", "[^", "[^bc", "a[", "abc[", "*[",
+        ] {
+            assert_eq!(
+                Pattern::new(pattern.as_bytes()),
+                Err(BadPattern),
+                "{pattern:?}"
+            );
         }
     }
 

@@ -26,13 +26,26 @@ struct Can {
 
 /// Answers who the caller is.
 pub fn me(writer: &mut Writer<'_>) {
-    writer.json(Status::Ok, &Me { id: "anonymous", scopes: SCOPES, capabilities: CAPABILITIES });
+    writer.json(
+        Status::Ok,
+        &Me {
+            id: "anonymous",
+            scopes: SCOPES,
+            capabilities: CAPABILITIES,
+        },
+    );
 }
 
 /// Answers whether the caller holds one capability.
 pub fn can(query: Option<&[u8]>, writer: &mut Writer<'_>) {
     match asked_capability(query) {
-        Ok(capability) => writer.json(Status::Ok, &Can { capability, allowed: true }),
+        Ok(capability) => writer.json(
+            Status::Ok,
+            &Can {
+                capability,
+                allowed: true,
+            },
+        ),
         Err(error) => writer.error(&error),
     }
 }
@@ -56,5 +69,8 @@ fn asked_capability(query: Option<&[u8]>) -> Result<&'static str, ApiError> {
                 });
         }
     }
-    Err(ApiError::bad_request(format!("missing capability, expected one of {}", expected())))
+    Err(ApiError::bad_request(format!(
+        "missing capability, expected one of {}",
+        expected()
+    )))
 }

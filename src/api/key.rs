@@ -99,8 +99,9 @@ pub fn plan_get<'a>(head: &Head<'_>) -> Result<Request<'a>, ApiError> {
 fn accepts_json(accept: &[u8]) -> bool {
     accept.split(|&byte| byte == b',').any(|range| {
         let mut parts = range.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
-        let names_json =
-            parts.next().is_some_and(|name| name.eq_ignore_ascii_case(b"application/json"));
+        let names_json = parts
+            .next()
+            .is_some_and(|name| name.eq_ignore_ascii_case(b"application/json"));
         names_json && !parts.any(|part| matches!(part, b"q=0" | b"q=0.0" | b"q=0.00" | b"q=0.000"))
     })
 }
@@ -110,11 +111,7 @@ fn accepts_json(accept: &[u8]) -> bool {
 /// # Errors
 ///
 /// 400 for a malformed or negative `ttl`.
-pub fn plan_put<'a>(
-    head: &Head<'_>,
-    body: &'a [u8],
-    now: UnixMs,
-) -> Result<Request<'a>, ApiError> {
+pub fn plan_put<'a>(head: &Head<'_>, body: &'a [u8], now: UnixMs) -> Result<Request<'a>, ApiError> {
     let ttl_ms = match head.query {
         None => 0,
         Some(query) => ttl_ms(query)?,
@@ -122,7 +119,10 @@ pub fn plan_put<'a>(
     Ok(Request::Put {
         value: value_in(body),
         expires_at: expiry(ttl_ms, now),
-        render: Render::Put { bytes: body.len(), ttl_ms },
+        render: Render::Put {
+            bytes: body.len(),
+            ttl_ms,
+        },
     })
 }
 
@@ -181,7 +181,11 @@ pub fn serve(
     let (action, render) = match request {
         Request::Get(render) => (Action::Get, render),
         Request::Head => (Action::Get, Render::Head),
-        Request::Put { value, expires_at, render } => (Action::Put { value, expires_at }, render),
+        Request::Put {
+            value,
+            expires_at,
+            render,
+        } => (Action::Put { value, expires_at }, render),
         Request::Delete => (Action::Delete, Render::Delete),
     };
     if owner != api.core {
@@ -264,7 +268,9 @@ impl Render {
             }
             (_, Outcome::Overflow) => {
                 // Pipelined reads of many values at once: the client may ask again.
-                writer.error(&ApiError::unavailable("too many bytes in one pipelined batch"));
+                writer.error(&ApiError::unavailable(
+                    "too many bytes in one pipelined batch",
+                ));
             }
         }
     }
@@ -285,15 +291,24 @@ fn metadata(writer: &mut Writer<'_>, found: &Found<ValueView<'_>>, now: UnixMs) 
     if let Some(origin) = facts.origin_name(found.origin) {
         extra.push(("X-Cache-Origin", origin.as_bytes()));
     }
-    let expiry = found
-        .expires_at
-        .map(|at| (at.0.saturating_sub(now.0).to_string(), Rfc3339(at).to_string()));
+    let expiry = found.expires_at.map(|at| {
+        (
+            at.0.saturating_sub(now.0).to_string(),
+            Rfc3339(at).to_string(),
+        )
+    });
     if let Some((ttl_ms, expires_at)) = &expiry {
         extra.push(("X-Cache-Ttl-Ms", ttl_ms.as_bytes()));
         extra.push(("X-Cache-Expires-At", expires_at.as_bytes()));
     }
     let length = found.value.bytes().len() as u64;
-    writer.head(Status::Ok, Some("application/octet-stream"), length, None, &extra);
+    writer.head(
+        Status::Ok,
+        Some("application/octet-stream"),
+        length,
+        None,
+        &extra,
+    );
 }
 
 #[derive(Serialize)]
@@ -430,7 +445,14 @@ mod tests {
 
     #[test]
     fn times_are_rfc_3339_in_utc() {
-        assert_eq!(Rfc3339(UnixMs(1_800_000_000_120)).to_string(), "2027-01-15T08:00:00.120Z");
-        assert!(Rfc3339(UnixMs(u64::MAX)).to_string().starts_with("9999-12-3"));
+        assert_eq!(
+            Rfc3339(UnixMs(1_800_000_000_120)).to_string(),
+            "2027-01-15T08:00:00.120Z"
+        );
+        assert!(
+            Rfc3339(UnixMs(u64::MAX))
+                .to_string()
+                .starts_with("9999-12-3")
+        );
     }
 }

@@ -106,7 +106,9 @@ impl Api {
         let connection = Connection::after(head.version, keep_alive);
         turn.closes |= !keep_alive;
         let (operation, raw_key) = match router::route(head.method, head.path) {
-            Route::Found { operation, raw_key, .. } => (operation, raw_key),
+            Route::Found {
+                operation, raw_key, ..
+            } => (operation, raw_key),
             Route::WrongMethod { path } => {
                 let error = ApiError::method_not_allowed(router::allowed_methods(path));
                 self.writer(turn, head, moment, connection).error(&error);
@@ -143,7 +145,12 @@ impl Api {
             Operation::BatchDelete => Ok(batch::plan(batch::Kind::Delete, body, connection)),
             Operation::Liveness => {
                 let core = self.core.index().to_string();
-                writer.respond(Status::Ok, "text/plain", b"ok", &[("X-Cache-Core", core.as_bytes())]);
+                writer.respond(
+                    Status::Ok,
+                    "text/plain",
+                    b"ok",
+                    &[("X-Cache-Core", core.as_bytes())],
+                );
                 return None;
             }
             Operation::OpenApi => {
@@ -247,7 +254,10 @@ impl Writer<'_> {
     /// An error, in the contract's words.
     pub fn error(&mut self, error: &ApiError) {
         let mut body = Vec::with_capacity(128);
-        let shape = ErrorBody { error: &error.message, code: error.code };
+        let shape = ErrorBody {
+            error: &error.message,
+            code: error.code,
+        };
         if to_json(&mut body, &shape).is_err() {
             body.clear();
         }
@@ -257,7 +267,13 @@ impl Writer<'_> {
             None => &[],
         };
         let length = body.len() as u64;
-        self.head(error.status, Some("application/json"), length, error.allow.as_deref(), extra);
+        self.head(
+            error.status,
+            Some("application/json"),
+            length,
+            error.allow.as_deref(),
+            extra,
+        );
         if !self.head_only {
             self.answers.bytes.extend_from_slice(&body);
         }

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use super::{NodeFacts, Writer, key, key_text};
-use crate::http::Status;
 use crate::clock::Origin;
+use crate::http::Status;
 
 #[derive(Serialize)]
 struct Owners<'a> {
@@ -50,8 +50,11 @@ pub fn owners(raw_key: &[u8], writer: &mut Writer<'_>) {
     match key::decode(raw_key) {
         Ok(key) => {
             let facts = writer.facts;
-            let body =
-                Owners { key: key_text(&key), owners: &facts.owners, node: &facts.node_id };
+            let body = Owners {
+                key: key_text(&key),
+                owners: &facts.owners,
+                node: &facts.node_id,
+            };
             writer.json(Status::Ok, &body);
         }
         Err(error) => writer.error(&error),

@@ -88,7 +88,12 @@ const fn endpoint(
     operation: Operation,
     scope: Scope,
 ) -> Endpoint {
-    Endpoint { method, path, operation, scope }
+    Endpoint {
+        method,
+        path,
+        operation,
+        scope,
+    }
 }
 
 /// Everything the client listener serves.
@@ -97,16 +102,46 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint(Method::Put, KEY_PATH, Operation::PutKey, Scope::Write),
     endpoint(Method::Head, KEY_PATH, Operation::HeadKey, Scope::Read),
     endpoint(Method::Delete, KEY_PATH, Operation::DeleteKey, Scope::Write),
-    endpoint(Method::Get, "/v1/cache/keys", Operation::ListKeys, Scope::Read),
-    endpoint(Method::Post, "/v1/cache/batch/get", Operation::BatchGet, Scope::Read),
-    endpoint(Method::Post, "/v1/cache/batch/put", Operation::BatchPut, Scope::Write),
-    endpoint(Method::Post, "/v1/cache/batch/delete", Operation::BatchDelete, Scope::Write),
+    endpoint(
+        Method::Get,
+        "/v1/cache/keys",
+        Operation::ListKeys,
+        Scope::Read,
+    ),
+    endpoint(
+        Method::Post,
+        "/v1/cache/batch/get",
+        Operation::BatchGet,
+        Scope::Read,
+    ),
+    endpoint(
+        Method::Post,
+        "/v1/cache/batch/put",
+        Operation::BatchPut,
+        Scope::Write,
+    ),
+    endpoint(
+        Method::Post,
+        "/v1/cache/batch/delete",
+        Operation::BatchDelete,
+        Scope::Write,
+    ),
     endpoint(Method::Get, OWNERS_PATH, Operation::Owners, Scope::Read),
     endpoint(Method::Get, "/v1/me", Operation::Me, Scope::Read),
     endpoint(Method::Get, "/v1/me/can", Operation::MeCan, Scope::Read),
-    endpoint(Method::Get, "/cluster/members", Operation::Members, Scope::Read),
+    endpoint(
+        Method::Get,
+        "/cluster/members",
+        Operation::Members,
+        Scope::Read,
+    ),
     endpoint(Method::Get, "/healthz", Operation::Liveness, Scope::None),
-    endpoint(Method::Get, "/v1/openapi.yaml", Operation::OpenApi, Scope::None),
+    endpoint(
+        Method::Get,
+        "/v1/openapi.yaml",
+        Operation::OpenApi,
+        Scope::None,
+    ),
 ];
 
 /// Where a request leads.
@@ -148,7 +183,10 @@ pub fn route(method: Method, path: &[u8]) -> Route<'_> {
         }
         return Route::Unknown;
     }
-    match ENDPOINTS.iter().find(|endpoint| endpoint.path.as_bytes() == path) {
+    match ENDPOINTS
+        .iter()
+        .find(|endpoint| endpoint.path.as_bytes() == path)
+    {
         Some(endpoint) => on_path(method, endpoint.path, b""),
         None => Route::Unknown,
     }
@@ -157,16 +195,20 @@ pub fn route(method: Method, path: &[u8]) -> Route<'_> {
 #[inline]
 fn on_path<'a>(method: Method, path: &'static str, raw_key: &'a [u8]) -> Route<'a> {
     let offered = |method| {
-        ENDPOINTS.iter().find(|endpoint| endpoint.method == method && endpoint.path == path)
+        ENDPOINTS
+            .iter()
+            .find(|endpoint| endpoint.method == method && endpoint.path == path)
     };
     let found = match method {
         Method::Head => offered(Method::Head).or_else(|| offered(Method::Get)),
         method => offered(method),
     };
     match found {
-        Some(endpoint) => {
-            Route::Found { operation: endpoint.operation, scope: endpoint.scope, raw_key }
-        }
+        Some(endpoint) => Route::Found {
+            operation: endpoint.operation,
+            scope: endpoint.scope,
+            raw_key,
+        },
         None => Route::WrongMethod { path },
     }
 }
@@ -199,17 +241,36 @@ mod tests {
     fn every_endpoint_is_reached_by_its_own_method_and_path() {
         for endpoint in ENDPOINTS {
             let path = endpoint.path.replace("{key}", "some%2Fkey");
-            assert_eq!(operation(endpoint.method, &path), Some(endpoint.operation), "{endpoint:?}");
+            assert_eq!(
+                operation(endpoint.method, &path),
+                Some(endpoint.operation),
+                "{endpoint:?}"
+            );
         }
     }
 
     #[test]
     fn reference_defect_14_the_key_named_keys_is_shadowed_only_for_get() {
-        assert_eq!(operation(Method::Get, "/v1/cache/keys"), Some(Operation::ListKeys));
-        assert_eq!(operation(Method::Get, "/v1/cache/%6Beys"), Some(Operation::GetKey));
-        assert_eq!(operation(Method::Put, "/v1/cache/keys"), Some(Operation::PutKey));
-        assert_eq!(operation(Method::Head, "/v1/cache/keys"), Some(Operation::HeadKey));
-        assert_eq!(operation(Method::Delete, "/v1/cache/keys"), Some(Operation::DeleteKey));
+        assert_eq!(
+            operation(Method::Get, "/v1/cache/keys"),
+            Some(Operation::ListKeys)
+        );
+        assert_eq!(
+            operation(Method::Get, "/v1/cache/%6Beys"),
+            Some(Operation::GetKey)
+        );
+        assert_eq!(
+            operation(Method::Put, "/v1/cache/keys"),
+            Some(Operation::PutKey)
+        );
+        assert_eq!(
+            operation(Method::Head, "/v1/cache/keys"),
+            Some(Operation::HeadKey)
+        );
+        assert_eq!(
+            operation(Method::Delete, "/v1/cache/keys"),
+            Some(Operation::DeleteKey)
+        );
     }
 
     #[test]

@@ -56,7 +56,10 @@ impl Answers {
             ValueView::Bytes(bytes) => self.bytes.extend_from_slice(bytes),
             ValueView::Shared(body) => {
                 self.shared_bytes += body.len();
-                self.shared.push(SharedBody { at: self.bytes.len(), body: Arc::clone(body) });
+                self.shared.push(SharedBody {
+                    at: self.bytes.len(),
+                    body: Arc::clone(body),
+                });
             }
         }
     }
@@ -74,7 +77,11 @@ impl Answers {
 
     fn append_from(&mut self, other: &mut Self, from: usize, to: usize, next_shared: &mut usize) {
         let mut start = from;
-        while let Some(shared) = other.shared.get(*next_shared).filter(|shared| shared.at <= to) {
+        while let Some(shared) = other
+            .shared
+            .get(*next_shared)
+            .filter(|shared| shared.at <= to)
+        {
             self.bytes.extend_from_slice(&other.bytes[start..shared.at]);
             start = shared.at;
             let body = Arc::clone(&shared.body);
@@ -130,18 +137,35 @@ impl Turn {
 
     /// Leaves a place for the answer behind `ticket`.
     pub fn leave_gap(&mut self, ticket: Ticket, render: key::Render, connection: Connection) {
-        self.gaps.push(Gap { at: self.answers.bytes.len(), ticket, render, connection });
+        self.gaps.push(Gap {
+            at: self.answers.bytes.len(),
+            ticket,
+            render,
+            connection,
+        });
     }
 
     /// Puts the outcomes, which must all be home, into their places.
     pub fn close_gaps(&mut self, facts: &super::NodeFacts, date: &HttpDate, now: UnixMs) {
-        let Self { answers, exchange, gaps, merged, .. } = self;
+        let Self {
+            answers,
+            exchange,
+            gaps,
+            merged,
+            ..
+        } = self;
         let mut from = 0;
         let mut next_shared = 0;
         for gap in gaps.drain(..) {
             merged.append_from(answers, from, gap.at, &mut next_shared);
             from = gap.at;
-            let mut writer = super::Writer { answers: merged, facts, date, connection: gap.connection, head_only: matches!(gap.render, key::Render::Head) };
+            let mut writer = super::Writer {
+                answers: merged,
+                facts,
+                date,
+                connection: gap.connection,
+                head_only: matches!(gap.render, key::Render::Head),
+            };
             match exchange.outcome(gap.ticket) {
                 Some((key, outcome)) => gap.render.answer(&mut writer, key, outcome, now),
                 None => writer.error(&super::ApiError::internal("the owning core did not answer")),

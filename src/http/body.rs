@@ -76,30 +76,44 @@ impl ChunkedDecoder {
                 out.extend_from_slice(&input[at..at + taken]);
                 at += taken;
                 let left = left - taken as u64;
-                self.state = if left == 0 { State::DataCr } else { State::Data { left } };
+                self.state = if left == 0 {
+                    State::DataCr
+                } else {
+                    State::Data { left }
+                };
                 continue;
             }
             let room = body_bytes_max.saturating_sub(out.len() as u64);
             self.state = self.after(input[at], room)?;
             at += 1;
         }
-        Ok(Decoded { consumed: at, finished: matches!(self.state, State::Finished) })
+        Ok(Decoded {
+            consumed: at,
+            finished: matches!(self.state, State::Finished),
+        })
     }
 
     /// The state after one byte that is not chunk data.
     fn after(&mut self, byte: u8, room: u64) -> Result<State, RequestError> {
         Ok(match (self.state, byte) {
-            (State::SizeStart, _) => State::Size { size: hex(byte)?, digits: 1 },
+            (State::SizeStart, _) => State::Size {
+                size: hex(byte)?,
+                digits: 1,
+            },
             (State::Size { size, .. }, b'\r') => State::SizeLf { size },
             (State::Size { size, .. }, b';') => State::Extension { size, bytes: 0 },
-            (State::Size { size, digits }, _) if digits < 16 => {
-                State::Size { size: size << 4 | hex(byte)?, digits: digits + 1 }
-            }
+            (State::Size { size, digits }, _) if digits < 16 => State::Size {
+                size: size << 4 | hex(byte)?,
+                digits: digits + 1,
+            },
             (State::Extension { size, .. }, b'\r') => State::SizeLf { size },
             (State::Extension { size, bytes }, _)
                 if bytes < EXTENSION_BYTES_MAX && is_text(byte) =>
             {
-                State::Extension { size, bytes: bytes + 1 }
+                State::Extension {
+                    size,
+                    bytes: bytes + 1,
+                }
             }
             (State::SizeLf { size: 0 }, b'\n') => State::TrailerStart,
             (State::SizeLf { size }, b'\n') if size <= room => State::Data { left: size },
@@ -125,7 +139,10 @@ impl ChunkedDecoder {
 }
 
 fn hex(byte: u8) -> Result<u64, RequestError> {
-    char::from(byte).to_digit(16).map(u64::from).ok_or(RequestError::Chunk)
+    char::from(byte)
+        .to_digit(16)
+        .map(u64::from)
+        .ok_or(RequestError::Chunk)
 }
 
 /// A byte that may stand in an extension or a trailer: no controls but tab.
@@ -146,36 +163,68 @@ mod tests {
 
     #[test]
     fn chunks_are_joined_and_what_follows_is_left() {
-        let (body, decoded) = decode(b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\nGET").unwrap();
+        let (body, decoded) =
+            decode(b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\nGET").unwrap();
         assert_eq!(body, b"abc0123456789");
         assert!(decoded.finished);
-        assert_eq!(decoded.consumed, b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n".len());
+        assert_eq!(
+            decoded.consumed,
+            b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n".len()
+        );
     }
 
     #[test]
     fn sizes_and_line_ends_that_two_parsers_could_read_differently_are_refused() {
         for bad in [
-            "+5\r\nhello", "-1\r\n", "0x5\r\nhello", " 5\r\nhello", "5 \r\nhello", "5\nhello",
-            "\r\n", "g\r\n", "5_0\r\n", "5;ext\nhello", "5;\0\r\n", "3\r\nabcX\r\n", "3\r\nabc\n",
-            "11111111111111111\r\n", "0\r\n x: y\r\n\r\n", "0\r\nX: y\n\r\n", "0\r\n\n", "5\r5",
+            "+5\r\nhello",
+            "-1\r\n",
+            "0x5\r\nhello",
+            " 5\r\nhello",
+            "5 \r\nhello",
+            "5\nhello",
+            "\r\n",
+            "g\r\n",
+            "5_0\r\n",
+            "5;ext\nhello",
+            "5;\0\r\n",
+            "3\r\nabcX\r\n",
+            "3\r\nabc\n",
+            "11111111111111111\r\n",
+            "0\r\n x: y\r\n\r\n",
+            "0\r\nX: y\n\r\n",
+            "0\r\n\n",
+            "5\r5",
         ] {
-            assert_eq!(decode(bad.as_bytes()).unwrap_err(), RequestError::Chunk, "{bad:?}");
+            assert_eq!(
+                decode(bad.as_bytes()).unwrap_err(),
+                RequestError::Chunk,
+                "{bad:?}"
+            );
         }
     }
 
     #[test]
     fn a_body_over_the_limit_is_refused_at_its_size_line() {
         assert_eq!(decode(b"3e9\r\n").unwrap_err(), RequestError::BodyTooLarge);
-        assert_eq!(decode(b"ffffffffffffffff\r\n").unwrap_err(), RequestError::BodyTooLarge);
+        assert_eq!(
+            decode(b"ffffffffffffffff\r\n").unwrap_err(),
+            RequestError::BodyTooLarge
+        );
         assert!(decode(b"3e8\r\n").is_ok());
     }
 
     #[test]
     fn extensions_and_trailers_are_bounded() {
         let extension = format!("1;{}\r\n", "x".repeat(EXTENSION_BYTES_MAX + 1));
-        assert_eq!(decode(extension.as_bytes()).unwrap_err(), RequestError::Chunk);
+        assert_eq!(
+            decode(extension.as_bytes()).unwrap_err(),
+            RequestError::Chunk
+        );
         let trailer = format!("0\r\nx: {}\r\n", "x".repeat(TRAILER_BYTES_MAX));
-        assert_eq!(decode(trailer.as_bytes()).unwrap_err(), RequestError::HeadTooLarge);
+        assert_eq!(
+            decode(trailer.as_bytes()).unwrap_err(),
+            RequestError::HeadTooLarge
+        );
     }
 
     proptest! {

@@ -222,22 +222,27 @@ pub fn parse_head<'b>(buf: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>
         return Err(RequestError::TargetTooLong);
     }
     let method = Method::of(method);
-    let version = if version == 0 { HttpVersion::Http10 } else { HttpVersion::Http11 };
+    let version = if version == 0 {
+        HttpVersion::Http10
+    } else {
+        HttpVersion::Http11
+    };
     let (path, query) = split_target(target.as_bytes(), method)?;
     let fields = Fields::read(request.headers)?;
-    fields.finish(version, limits, |fields, body| Head {
-        len: skipped + len,
-        method,
-        path,
-        query,
-        version,
-        keep_alive: fields.keep_alive(version),
-        expects_continue: fields.expects_continue && version == HttpVersion::Http11,
-        body,
-        accept: fields.accept,
-        authorization: fields.authorization,
-    })
-    .map(Some)
+    fields
+        .finish(version, limits, |fields, body| Head {
+            len: skipped + len,
+            method,
+            path,
+            query,
+            version,
+            keep_alive: fields.keep_alive(version),
+            expects_continue: fields.expects_continue && version == HttpVersion::Http11,
+            body,
+            accept: fields.accept,
+            authorization: fields.authorization,
+        })
+        .map(Some)
 }
 
 /// What an incomplete head may already be refused for.
@@ -282,13 +287,14 @@ fn malformed(error: httparse::Error, input: &[u8], limits: &Limits) -> RequestEr
     }
 }
 
-/// Whether a request line names some `HTTP/digit.digit`: then the version is
-/// wrong, and not the line.
+/// Whether a request line is whole but for naming another `HTTP/digit.digit`: then
+/// the version is wrong, and not the line.
 fn looks_versioned(input: &[u8]) -> bool {
     let line = &input[..memchr::memchr(b'\n', input).unwrap_or(input.len())];
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    match line.iter().rposition(|&byte| byte == b' ').map(|at| &line[at + 1..]) {
-        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]) => {
+    let mut words = line.split(|&byte| byte == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(_), Some(_), Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None) => {
             major.is_ascii_digit() && minor.is_ascii_digit()
         }
         _ => false,
@@ -313,10 +319,7 @@ fn check_line_ends(head: &[u8]) -> Result<(), RequestError> {
 /// Splits a target into path and query: origin-form, absolute-form of `http`, and
 /// `*` for OPTIONS (RFC 9112 section 3.2).
 #[inline]
-fn split_target(
-    target: &[u8],
-    method: Method,
-) -> Result<(&[u8], Option<&[u8]>), RequestError> {
+fn split_target(target: &[u8], method: Method) -> Result<(&[u8], Option<&[u8]>), RequestError> {
     if !target.iter().all(|byte| matches!(byte, 0x21..=0x7e)) || target.contains(&b'#') {
         return Err(RequestError::Target);
     }
@@ -324,8 +327,12 @@ fn split_target(
         [b'/', ..] => target,
         b"*" if method == Method::Options => target,
         _ => {
-            let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case(b"http://"));
-            let rest = scheme.map(|scheme| &target[scheme.len()..]).ok_or(RequestError::Target)?;
+            let scheme = target
+                .get(..7)
+                .filter(|scheme| scheme.eq_ignore_ascii_case(b"http://"));
+            let rest = scheme
+                .map(|scheme| &target[scheme.len()..])
+                .ok_or(RequestError::Target)?;
             let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
             let end = end.unwrap_or(rest.len());
             if end == 0 {
@@ -456,13 +463,89 @@ fn transfer_encoding(value: &[u8]) -> Result<(), RequestError> {
         return Ok(());
     }
     let mut codings = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-    let names_chunked =
-        value.to_ascii_lowercase().windows(b"chunked".len()).any(|part| part == b"chunked");
+    let names_chunked = value
+        .to_ascii_lowercase()
+        .windows(b"chunked".len())
+        .any(|part| part == b"chunked");
     let tokens = codings.all(|coding| {
-        !coding.is_empty() && coding.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        !coding.is_empty()
+            && coding
+                .iter()
+                .all(|&byte| byte.is_ascii_alphanumeric() || byte == b'-')
     });
     if tokens && !names_chunked {
         return Err(RequestError::UnknownCoding);
     }
     Err(RequestError::TransferEncoding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits {
+        head_bytes_max: 1000,
+        target_bytes_max: 200,
+        headers_max: 10,
+        body_bytes_max: 5000,
+    };
+
+    #[test]
+    fn a_head_is_read_field_by_field() {
+        let input = b"PUT /v1/cache/a%20b?ttl=1s HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\
+            Accept: a/b\r\nAuthorization: Bearer t\r\nExpect: 100-Continue\r\n\r\nbody";
+        let head = parse_head(input, &LIMITS).unwrap().unwrap();
+        assert_eq!(head.len, input.len() - 4);
+        assert_eq!(
+            (head.method, head.path),
+            (Method::Put, &b"/v1/cache/a%20b"[..])
+        );
+        assert_eq!(
+            (head.query, head.body),
+            (Some(&b"ttl=1s"[..]), BodyFraming::Length(12))
+        );
+        assert_eq!(head.accept, Some(&b"a/b"[..]));
+        assert_eq!(head.authorization, Some(&b"Bearer t"[..]));
+        assert!(head.keep_alive && head.expects_continue);
+    }
+
+    fn field() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just("Host: x\r\n".to_owned()),
+            Just("Content-Length: 7\r\n".to_owned()),
+            Just("Transfer-Encoding: chunked\r\n".to_owned()),
+            Just("Connection: close\r\n".to_owned()),
+            "[ -~]{0,20}\r\n",
+            "[A-Za-z-]{1,10}: [ -~]{0,20}\r?\n",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_prefix_is_incomplete_or_refused_but_never_another_request(
+            line in prop_oneof![Just("GET /k HTTP/1.1\r\n".to_owned()), "[ -~]{0,30}\r\n"],
+            fields in prop::collection::vec(field(), 0..5),
+            noise in prop::collection::vec(any::<u8>(), 0..10),
+        ) {
+            let mut input = line.into_bytes();
+            input.extend(fields.concat().into_bytes());
+            input.extend(b"\r\n");
+            input.extend(noise);
+            let whole = parse_head(&input, &LIMITS).map(|head| head.map(|head| head.len));
+            for end in 0..input.len() {
+                match (parse_head(&input[..end], &LIMITS), &whole) {
+                    (Ok(None), _) => {}
+                    (Ok(Some(head)), Ok(Some(len))) => prop_assert_eq!(head.len, *len),
+                    (Ok(Some(_)), other) => prop_assert!(false, "a prefix passed: {:?}", other),
+                    (Err(_), whole) => prop_assert!(whole.is_err(), "a prefix was refused"),
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_survived(input in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_head(&input, &LIMITS);
+        }
+    }
 }

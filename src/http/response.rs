@@ -106,7 +106,10 @@ impl HttpDate {
     pub fn at(unix_seconds: u64) -> Self {
         let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
         let at = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
-        let text = at.to_zoned(TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let text = at
+            .to_zoned(TimeZone::UTC)
+            .strftime("%a, %d %b %Y %H:%M:%S GMT")
+            .to_string();
         let mut date = *b"Thu, 01 Jan 1970 00:00:00 GMT";
         if text.len() == DATE_BYTES {
             date.copy_from_slice(text.as_bytes());
@@ -204,7 +207,10 @@ impl ResponseHead<'_> {
 }
 
 fn push_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    if value.iter().any(|&byte| byte < 0x20 && byte != b'\t' || byte == 0x7f) {
+    if value
+        .iter()
+        .any(|&byte| byte < 0x20 && byte != b'\t' || byte == 0x7f)
+    {
         return;
     }
     out.extend_from_slice(name.as_bytes());
@@ -219,7 +225,10 @@ mod tests {
 
     #[test]
     fn a_date_is_as_rfc_9110_writes_it() {
-        assert_eq!(HttpDate::at(784_111_777).as_bytes(), b"Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(
+            HttpDate::at(784_111_777).as_bytes(),
+            b"Sun, 06 Nov 1994 08:49:37 GMT"
+        );
     }
 
     #[test]

@@ -44,7 +44,10 @@ fn decode_from(raw: &[u8], first: usize, plus_is_space: bool) -> Result<Vec<u8>,
 }
 
 fn digit(byte: u8) -> Result<u8, BadEscape> {
-    char::from(byte).to_digit(16).map(|digit| digit as u8).ok_or(BadEscape)
+    char::from(byte)
+        .to_digit(16)
+        .map(|digit| digit as u8)
+        .ok_or(BadEscape)
 }
 
 /// The `name=value` pairs of a query string, decoded; `+` is a space.
@@ -113,7 +116,9 @@ mod tests {
 
     #[test]
     fn a_query_is_decoded_pair_by_pair() {
-        let pairs: Vec<_> = Query::new(b"q=a+b%2B&&flag&x==").map(Result::unwrap).collect();
+        let pairs: Vec<_> = Query::new(b"q=a+b%2B&&flag&x==")
+            .map(Result::unwrap)
+            .collect();
         let expected: [(&[u8], &[u8]); 3] = [(b"q", b"a b+"), (b"flag", b""), (b"x", b"=")];
         for ((name, value), expected) in pairs.iter().zip(expected) {
             assert_eq!((name.as_ref(), value.as_ref()), expected);

@@ -42,7 +42,10 @@ struct Serving {
 }
 
 fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 impl Management {
@@ -60,7 +63,12 @@ impl Management {
                 Ok((stream, _)) if deadlines.open() < CONNECTIONS_MAX => {
                     let watch = deadlines.watch(stream.aborter());
                     let service = Rc::clone(&serving);
-                    runtime::spawn(connection::serve(service, Rc::clone(&limits), stream, watch));
+                    runtime::spawn(connection::serve(
+                        service,
+                        Rc::clone(&limits),
+                        stream,
+                        watch,
+                    ));
                 }
                 Ok(_) => tracing::warn!("a management connection over the limit was closed"),
                 Err(error) => {
@@ -116,7 +124,9 @@ impl Service for Serving {
             }
             b"/health" => writer.respond(Status::Ok, "text/plain", b"ok", &[]),
             b"/metrics" => match self.management.exposition.render() {
-                Ok(text) => writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]),
+                Ok(text) => {
+                    writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[])
+                }
                 Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
             },
             _ => writer.error(&ApiError::not_found("no such route")),

@@ -69,12 +69,7 @@ pub trait Service {
     fn settle(&self, link: &Self::Link, turn: &mut Turn) -> impl Future<Output = ()>;
 
     /// Does a job and answers it.
-    fn run(
-        &self,
-        link: &Self::Link,
-        job: Self::Job,
-        turn: &mut Turn,
-    ) -> impl Future<Output = ()>;
+    fn run(&self, link: &Self::Link, job: Self::Job, turn: &mut Turn) -> impl Future<Output = ()>;
 
     /// An empty turn.
     fn turn(&self) -> Turn;
@@ -89,7 +84,10 @@ pub async fn serve<S: Service>(
 ) {
     let link = service.link();
     let mut turn = service.turn();
-    let mut input = Input { buffer: Vec::with_capacity(INPUT_BYTES_IDLE), ..Input::default() };
+    let mut input = Input {
+        buffer: Vec::with_capacity(INPUT_BYTES_IDLE),
+        ..Input::default()
+    };
     loop {
         if !input.fill(&mut stream, &watch).await {
             if watch.expired() == Some(Wait::Request) {
@@ -209,7 +207,8 @@ impl Input {
             let growth = missing.min(self.buffer.len().clamp(INPUT_BYTES_IDLE, INPUT_GROWTH_MAX));
             self.buffer.reserve(growth);
         } else if self.buffer.spare_capacity_mut().len() < INPUT_BYTES_IDLE / 4 {
-            self.buffer.reserve(self.buffer.len().clamp(INPUT_BYTES_IDLE, INPUT_GROWTH_MAX));
+            self.buffer
+                .reserve(self.buffer.len().clamp(INPUT_BYTES_IDLE, INPUT_GROWTH_MAX));
         }
         let (read, buffer) = stream.read(std::mem::take(&mut self.buffer)).await;
         self.buffer = buffer;
@@ -304,7 +303,10 @@ impl Input {
         let chunked = self.chunked.as_mut().filter(|chunked| !chunked.finished)?;
         let from = self.start + chunked.head_len;
         let body_max = limits.request.body_bytes_max;
-        match chunked.decoder.decode(&self.buffer[from..], &mut chunked.body, body_max) {
+        match chunked
+            .decoder
+            .decode(&self.buffer[from..], &mut chunked.body, body_max)
+        {
             Err(error) => Some(Step::Refuse(error)),
             Ok(decoded) => {
                 self.buffer.drain(from..from + decoded.consumed);

@@ -151,7 +151,10 @@ struct Credits {
 
 impl Credits {
     fn new(available: usize) -> Self {
-        Self { available: Cell::new(available), waiting: RefCell::new(VecDeque::new()) }
+        Self {
+            available: Cell::new(available),
+            waiting: RefCell::new(VecDeque::new()),
+        }
     }
 
     async fn acquire(&self) {
@@ -231,7 +234,9 @@ impl Drop for Link {
 }
 
 fn wall_time() -> UnixMs {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     UnixMs(since.as_millis() as u64)
 }
 
@@ -336,7 +341,10 @@ impl Core {
     /// Sends what a credit was taken for: there is room (see the module's comment).
     fn send(&self, to: CoreId, message: Message) {
         if self.peers[to.index()].mailbox.try_send(message).is_err() {
-            tracing::error!(core = to.index(), "a mailbox refused a message it has room for");
+            tracing::error!(
+                core = to.index(),
+                "a mailbox refused a message it has room for"
+            );
         }
     }
 
@@ -388,13 +396,20 @@ impl Core {
             let now = Instant::now();
             let delay = now.saturating_duration_since(expected).as_micros() as u64;
             let counters = &self.counters;
-            counters.tick_delay_us_max.set(counters.tick_delay_us_max.get().max(delay));
+            counters
+                .tick_delay_us_max
+                .set(counters.tick_delay_us_max.get().max(delay));
 
             let wall = wall_time();
             self.date.set(date_at(wall));
-            self.deadlines.sweep(now.duration_since(started).as_millis() as u64);
+            self.deadlines
+                .sweep(now.duration_since(started).as_millis() as u64);
             loop {
-                let more = self.store.borrow_mut().shard_mut().reap(wall_time(), REAP_STEPS);
+                let more = self
+                    .store
+                    .borrow_mut()
+                    .shard_mut()
+                    .reap(wall_time(), REAP_STEPS);
                 if !more {
                     break;
                 }
@@ -412,7 +427,9 @@ impl Core {
         let stats = shard.stats();
         let counters = &self.counters;
         counters.connections_open.set(self.deadlines.open() as u64);
-        counters.connections_expired.set(self.deadlines.expired_count());
+        counters
+            .connections_expired
+            .set(self.deadlines.expired_count());
         counters.items.set(shard.len() as u64);
         counters.bytes.set(shard.bytes() as u64);
         counters.tombstones.set(shard.tombstones() as u64);
@@ -428,7 +445,9 @@ impl Core {
     /// Has every batch of the exchange carried out, here or where it belongs.
     async fn complete(&self, link: &Link, exchange: &mut Exchange) {
         for slot in 0..exchange.batch_count() {
-            let Some(mut batch) = exchange.take(slot) else { continue };
+            let Some(mut batch) = exchange.take(slot) else {
+                continue;
+            };
             let target = batch.target();
             if target == self.api.core {
                 self.store.borrow_mut().run(&mut batch, wall_time());
@@ -447,14 +466,21 @@ impl Core {
     }
 
     fn home(&self, link: &Link, served_by: CoreId) -> Home {
-        Home { core: self.api.core, reply: link.index, served_by }
+        Home {
+            core: self.api.core,
+            reply: link.index,
+            served_by,
+        }
     }
 
     async fn browse(&self, link: &Link, request: &crate::api::browse::Request) -> Vec<KeyScan> {
         for core in self.api.cores.cores().filter(|&core| core != self.api.core) {
             self.peers[core.index()].scans.acquire().await;
             link.reply.outstanding.set(link.reply.outstanding.get() + 1);
-            self.send(core, Message::Scan(Box::new(request.scan()), self.home(link, core)));
+            self.send(
+                core,
+                Message::Scan(Box::new(request.scan()), self.home(link, core)),
+            );
         }
         let mut own = request.scan();
         self.scan(&mut own).await;
@@ -471,7 +497,13 @@ impl Core {
         connection: Connection,
     ) -> Writer<'a> {
         let answers = &mut turn.answers;
-        Writer { answers, facts: &self.api.facts, date, connection, head_only: false }
+        Writer {
+            answers,
+            facts: &self.api.facts,
+            date,
+            connection,
+            head_only: false,
+        }
     }
 }
 
@@ -487,7 +519,11 @@ impl Service for Rc<Core> {
             replies.slots.len() - 1
         });
         replies.slots[index] = Some(Rc::clone(&reply));
-        Link { core: Rc::clone(self), reply, index }
+        Link {
+            core: Rc::clone(self),
+            reply,
+            index,
+        }
     }
 
     fn turn(&self) -> Turn {
@@ -498,15 +534,20 @@ impl Service for Rc<Core> {
     fn handle(&self, head: &Head<'_>, body: Cow<'_, [u8]>, turn: &mut Turn) -> Option<Job> {
         self.counters.requests.add(1);
         let date = self.date.get();
-        let moment =
-            Moment { now: *turn.now.get_or_insert_with(wall_time), date: &date, stopping: self.deadlines.stopping() };
-        self.api.handle(head, body, &mut self.store.borrow_mut(), turn, moment)
+        let moment = Moment {
+            now: *turn.now.get_or_insert_with(wall_time),
+            date: &date,
+            stopping: self.deadlines.stopping(),
+        };
+        self.api
+            .handle(head, body, &mut self.store.borrow_mut(), turn, moment)
     }
 
     fn refuse(&self, error: &ApiError, turn: &mut Turn) {
         self.counters.requests_refused.add(1);
         turn.closes = true;
-        self.writer(turn, &self.date.get(), Connection::Close).error(error);
+        self.writer(turn, &self.date.get(), Connection::Close)
+            .error(error);
     }
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {
@@ -533,7 +574,9 @@ impl Service for Rc<Core> {
                     }
                 };
                 self.complete(link, &mut turn.exchange).await;
-                let Turn { answers, exchange, .. } = turn;
+                let Turn {
+                    answers, exchange, ..
+                } = turn;
                 let mut writer = Writer {
                     answers,
                     facts: &self.api.facts,

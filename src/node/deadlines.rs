@@ -82,8 +82,12 @@ impl Deadlines {
 
     /// Watches a new connection.
     pub fn watch(self: &Rc<Self>, aborter: Aborter) -> Watch {
-        let entry =
-            Entry { deadline_ms: u64::MAX, wait: Wait::Nothing, expired: None, aborter: Some(aborter) };
+        let entry = Entry {
+            deadline_ms: u64::MAX,
+            wait: Wait::Nothing,
+            expired: None,
+            aborter: Some(aborter),
+        };
         let mut entries = self.entries.borrow_mut();
         let index = match self.free.borrow_mut().pop() {
             Some(index) => {
@@ -96,7 +100,10 @@ impl Deadlines {
             }
         };
         self.open.set(self.open.get() + 1);
-        Watch { deadlines: Rc::clone(self), index }
+        Watch {
+            deadlines: Rc::clone(self),
+            index,
+        }
     }
 
     /// How many connections are watched.
@@ -143,7 +150,9 @@ impl Deadlines {
 }
 
 fn cut(entry: &Entry) {
-    let Some(aborter) = &entry.aborter else { return };
+    let Some(aborter) = &entry.aborter else {
+        return;
+    };
     match entry.wait {
         Wait::Nothing => {}
         // Reading only: a request that did not arrive in time still gets its 408.
@@ -175,7 +184,11 @@ impl Watch {
         entry.wait = wait;
         entry.deadline_ms = match limit {
             None => u64::MAX,
-            Some(limit) => self.deadlines.now_ms.get().saturating_add(limit.as_millis() as u64),
+            Some(limit) => self
+                .deadlines
+                .now_ms
+                .get()
+                .saturating_add(limit.as_millis() as u64),
         };
         if self.deadlines.stopping.get() && wait == Wait::Idle {
             cut(entry);

@@ -51,6 +51,10 @@ const MEMORY_FALLBACK: u64 = 1 << 30;
 /// Descriptors that are not client connections: rings, listeners, wake-ups.
 const DESCRIPTORS_RESERVED: u64 = 256;
 
+/// How long a node that was just killed may still hold its address.
+const PREDECESSOR_GRACE: Duration = Duration::from_secs(1);
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(10);
+
 const VIRTUAL_NODES: u32 = 64;
 const LISTEN_BACKLOG: u16 = 4096;
 
@@ -79,34 +83,44 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let plan = plan_cores(settings)?;
     let cores = CoreCount::new(plan.cpus.len())
         .ok_or_else(|| cannot(format!("cannot run {} cores", plan.cpus.len())))?;
-    raise_descriptor_limit(settings.connections);
-
     let client_listeners = bind("HYPERCACHE_API_ADDR", &settings.api_addr, cores.get())?;
     let mgmt_listener = bind("HYPERCACHE_MGMT_ADDR", &settings.mgmt_addr, 1)?
         .pop()
         .ok_or_else(|| cannot("no management listener"))?;
     let client_address = local_address(&client_listeners[0])?;
     let mgmt_address = local_address(&mgmt_listener)?;
+    raise_descriptor_limit(settings.connections);
 
-    let memory_limit = settings.memory_limit.map_or_else(memory_share, |limit| limit.0);
+    let memory_limit = settings
+        .memory_limit
+        .map_or_else(memory_share, |limit| limit.0);
     let facts = Arc::new(node_facts(settings, client_address));
     let counters: Vec<Arc<CoreCounters>> = cores.cores().map(|_| Arc::default()).collect();
     let (events, inbox) = mpsc::channel();
     listen_for_signals(events.clone())?;
 
     let depth = settings.mailbox_depth;
-    let (mailboxes, receivers): (Vec<_>, Vec<_>) =
-        cores.cores().map(|_| runtime::mailbox(mailbox_capacity(cores.get(), depth))).unzip();
+    let (mailboxes, receivers): (Vec<_>, Vec<_>) = cores
+        .cores()
+        .map(|_| runtime::mailbox(mailbox_capacity(cores.get(), depth)))
+        .unzip();
     let connections = Arc::new(AtomicUsize::new(0));
     let mut threads = Vec::new();
-    for (((core, listener), inbox), counters) in
-        cores.cores().zip(client_listeners).zip(receivers).zip(&counters)
+    for (((core, listener), inbox), counters) in cores
+        .cores()
+        .zip(client_listeners)
+        .zip(receivers)
+        .zip(&counters)
     {
         let shard = Shard::new(shard_config(settings, core, cores, memory_limit))
             .map_err(|error| cannot(format!("HYPERCACHE_MEMORY_LIMIT: {error}")))?;
         let origin = facts.origin;
         let tombstone_ttl_ms = settings.tombstone_ttl.as_millis() as u64;
-        let api = Api { facts: Arc::clone(&facts), core, cores };
+        let api = Api {
+            facts: Arc::clone(&facts),
+            core,
+            cores,
+        };
         let parts = Parts {
             api,
             store: LocalStore::new(shard, origin, tombstone_ttl_ms),
@@ -136,7 +150,14 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         memory_limit_bytes: memory_limit,
     };
     let stopping = Arc::new(AtomicBool::new(false));
-    start_management(settings, mgmt_listener, &facts, &process, &counters, &stopping)?;
+    start_management(
+        settings,
+        mgmt_listener,
+        &facts,
+        &process,
+        &counters,
+        &stopping,
+    )?;
     tracing::info!(
         api = %client_address,
         mgmt = %mgmt_address,
@@ -152,10 +173,14 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     );
     tracing::warn!("no authentication is configured: every client may read and write everything");
 
-    let control = Control { inbox, cores, mailboxes, stopping };
+    let control = Control {
+        inbox,
+        cores,
+        mailboxes,
+        stopping,
+    };
     Ok(control.until_stopped(settings.shutdown_timeout, threads))
 }
-
 
 fn plan_cores(settings: &Settings) -> Result<CorePlan, StartError> {
     let mut facts = runtime::read_facts()
@@ -196,20 +221,38 @@ fn raise_descriptor_limit(connections: usize) {
 /// using: without that check a second node would silently take half of the first
 /// one's connections.
 fn bind(setting: &str, address: &ListenAddr, count: usize) -> Result<Vec<TcpListener>, StartError> {
-    let refuse = |error: io::Error| {
-        cannot(format!("{setting}={address}: cannot listen there: {error}"))
-    };
+    let refuse =
+        |error: io::Error| cannot(format!("{setting}={address}: cannot listen there: {error}"));
     let wanted = resolve(address).map_err(refuse)?;
-    let first = {
-        let alone = runtime::bind_alone(wanted).map_err(refuse)?;
-        alone.local_addr().map_err(refuse)?
-    };
-    (0..count).map(|_| runtime::bind_reuseport(first, LISTEN_BACKLOG).map_err(refuse)).collect()
+    let first = free_address(wanted).map_err(refuse)?;
+    (0..count)
+        .map(|_| runtime::bind_reuseport(first, LISTEN_BACKLOG).map_err(refuse))
+        .collect()
+}
+
+/// The address itself, with its port chosen, once nobody listens on it.
+///
+/// The kernel ends a killed process before it has let go of the sockets its rings
+/// were using; its successor waits that long.
+fn free_address(wanted: SocketAddr) -> io::Result<SocketAddr> {
+    let deadline = Instant::now() + PREDECESSOR_GRACE;
+    loop {
+        match runtime::bind_alone(wanted) {
+            Ok(alone) => return alone.local_addr(),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(PREDECESSOR_PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn resolve(address: &ListenAddr) -> io::Result<SocketAddr> {
     match &address.host {
-        None => Ok(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, address.port))),
+        None => Ok(SocketAddr::from((
+            std::net::Ipv6Addr::UNSPECIFIED,
+            address.port,
+        ))),
         Some(host) => (host.as_str(), address.port)
             .to_socket_addrs()?
             .next()
@@ -218,13 +261,18 @@ fn resolve(address: &ListenAddr) -> io::Result<SocketAddr> {
 }
 
 fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|error| cannot(format!("a listener has no address: {error}")))
+    listener
+        .local_addr()
+        .map_err(|error| cannot(format!("a listener has no address: {error}")))
 }
 
 fn node_facts(settings: &Settings, client_address: SocketAddr) -> NodeFacts {
     let node_id = settings.node_id.to_string();
     let reachable = |address: &ListenAddr, port: u16| {
-        let host = address.host.as_deref().or(settings.dist_addr.host.as_deref());
+        let host = address
+            .host
+            .as_deref()
+            .or(settings.dist_addr.host.as_deref());
         match host {
             Some(host) if host.contains(':') => format!("[{host}]:{port}"),
             Some(host) => format!("{host}:{port}"),
@@ -250,9 +298,8 @@ fn shard_config(
     memory_limit: u64,
 ) -> ShardConfig {
     // Rounded up or down so that the shards' bounds together are the node's.
-    let share = |total: usize| {
-        total / cores.get() + usize::from(core.index() < total % cores.get())
-    };
+    let share =
+        |total: usize| total / cores.get() + usize::from(core.index() < total % cores.get());
     ShardConfig {
         cores,
         core,
@@ -346,7 +393,10 @@ fn wait_until_ready(
             Ok(Event::Ready(_, report)) => reports.push(report),
             Ok(Event::Ended(core, problem)) => {
                 let problem = problem.unwrap_or_else(|| "it ended at once".to_owned());
-                return Err(cannot(format!("core {} did not start: {problem}", core.index())));
+                return Err(cannot(format!(
+                    "core {} did not start: {problem}",
+                    core.index()
+                )));
             }
             Ok(Event::Signal(signal)) => std::process::exit(128 + signal),
             Ok(Event::Drained(_)) => {}
@@ -374,7 +424,9 @@ fn start_management(
         .name("management".to_owned())
         .spawn(move || {
             let served = runtime::run_core(None, choice, |_| async move {
-                management.run(Listener::from_std(listener)?, limits, timeouts).await;
+                management
+                    .run(Listener::from_std(listener)?, limits, timeouts)
+                    .await;
                 Ok::<(), io::Error>(())
             });
             if let Ok(Err(error)) | Err(error) = served {
@@ -414,14 +466,20 @@ impl Control {
         self.tell_all(|| Message::Stop);
         let mut drained = vec![false; self.cores.get()];
         while drained.contains(&false) {
-            match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .inbox
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(Event::Drained(core)) => drained[core.index()] = true,
                 Ok(Event::Ended(core, problem)) => return died(core, problem),
                 Ok(Event::Signal(signal)) => second_signal(signal),
                 Ok(Event::Ready(..)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     let cores = drained.iter().filter(|&&drained| !drained).count();
-                    tracing::warn!(cores, "the shutdown deadline passed: open connections are cut");
+                    tracing::warn!(
+                        cores,
+                        "the shutdown deadline passed: open connections are cut"
+                    );
                     // The threads may be busy; the process ends without them.
                     return ExitCode::SUCCESS;
                 }
@@ -430,7 +488,10 @@ impl Control {
         self.tell_all(|| Message::Exit);
         let mut running = self.cores.get();
         while running > 0 {
-            match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .inbox
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(Event::Ended(_, None)) => running -= 1,
                 Ok(Event::Ended(core, problem)) => return died(core, problem),
                 Ok(Event::Signal(signal)) => second_signal(signal),
@@ -456,7 +517,11 @@ impl Control {
 
 fn died(core: CoreId, problem: Option<String>) -> ExitCode {
     let problem = problem.unwrap_or_default();
-    tracing::error!(core = core.index(), problem, "a core ended: this node cannot go on");
+    tracing::error!(
+        core = core.index(),
+        problem,
+        "a core ended: this node cannot go on"
+    );
     ExitCode::FAILURE
 }
 

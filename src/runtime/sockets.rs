@@ -47,9 +47,11 @@ fn bind_any_family(
 ) -> io::Result<std::net::TcpListener> {
     let every_address = addr.is_ipv6() && addr.ip().is_unspecified();
     match bind_one(addr, every_address, shared_backlog) {
-        Err(error) if every_address && is_without_ipv6(&error) => {
-            bind_one(SocketAddr::from(([0, 0, 0, 0], addr.port())), false, shared_backlog)
-        }
+        Err(error) if every_address && is_without_ipv6(&error) => bind_one(
+            SocketAddr::from(([0, 0, 0, 0], addr.port())),
+            false,
+            shared_backlog,
+        ),
         bound => bound,
     }
 }

@@ -101,10 +101,14 @@ impl Settings {
         given.read_environment(env)?;
         match given.read_arguments(args)? {
             Asked::Help => Ok(Invocation::Help(table::help())),
-            Asked::Version => {
-                Ok(Invocation::Version(format!("hypercache {}\n", env!("CARGO_PKG_VERSION"))))
-            }
-            Asked::Check => given.settings(hostname).map(Box::new).map(Invocation::CheckConfig),
+            Asked::Version => Ok(Invocation::Version(format!(
+                "hypercache {}\n",
+                env!("CARGO_PKG_VERSION")
+            ))),
+            Asked::Check => given
+                .settings(hostname)
+                .map(Box::new)
+                .map(Invocation::CheckConfig),
             Asked::Run => given.settings(hostname).map(Box::new).map(Invocation::Run),
         }
     }
@@ -194,7 +198,11 @@ impl Given {
         value: OsString,
     ) -> Result<(), SettingsError> {
         let value = value.into_string().map_err(|value| {
-            let value = if setting.secret { "…".into() } else { value.to_string_lossy().into_owned() };
+            let value = if setting.secret {
+                "…".into()
+            } else {
+                value.to_string_lossy().into_owned()
+            };
             SettingsError(format!(
                 "{given_as}={value:?}: not UTF-8; expected {}",
                 setting.expected
@@ -237,7 +245,9 @@ impl Given {
             replication: self.get("HYPERCACHE_REPLICATION", |v| number(v, 1..=16))? as u32,
             capacity: self.get("HYPERCACHE_CAPACITY", |v| number(v, 0..=1 << 40))? as usize,
             log_level: self.get("HYPERCACHE_LOG_LEVEL", log_level)?,
-            cores: self.get("HYPERCACHE_CORES", |v| auto(v, |v| number(v, 1..=1024)))?.map(|n| n as usize),
+            cores: self
+                .get("HYPERCACHE_CORES", |v| auto(v, |v| number(v, 1..=1024)))?
+                .map(|n| n as usize),
             require_exclusive_cpus: self.get("HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS", boolean)?,
             io_driver: self.get("HYPERCACHE_IO_DRIVER", io_driver)?,
             memory_limit: self.get("HYPERCACHE_MEMORY_LIMIT", |v| {
@@ -251,18 +261,33 @@ impl Given {
             headers_limit: self.get("HYPERCACHE_HEADERS_LIMIT", |v| number(v, 1..=128))? as usize,
             batch_limit: self.get("HYPERCACHE_BATCH_LIMIT", |v| number(v, 1..=1 << 20))? as usize,
             connections: self.get("HYPERCACHE_CONNECTIONS", |v| number(v, 1..=1 << 24))? as usize,
-            read_timeout: self.get("HYPERCACHE_READ_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
-            write_timeout: self.get("HYPERCACHE_WRITE_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
-            idle_timeout: self.get("HYPERCACHE_IDLE_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
-            shutdown_timeout: self.get("HYPERCACHE_SHUTDOWN_TIMEOUT", |v| duration(v, MILLISECOND..=DAY))?,
-            mailbox_depth: self.get("HYPERCACHE_MAILBOX_DEPTH", |v| number(v, 1..=1 << 16))? as usize,
-            pipeline_depth: self.get("HYPERCACHE_PIPELINE_DEPTH", |v| number(v, 1..=4096))? as usize,
-            tombstone_ttl: self.get("HYPERCACHE_TOMBSTONE_TTL", |v| duration(v, MILLISECOND..=DAY))?,
+            read_timeout: self.get("HYPERCACHE_READ_TIMEOUT", |v| {
+                duration(v, MILLISECOND..=DAY)
+            })?,
+            write_timeout: self.get("HYPERCACHE_WRITE_TIMEOUT", |v| {
+                duration(v, MILLISECOND..=DAY)
+            })?,
+            idle_timeout: self.get("HYPERCACHE_IDLE_TIMEOUT", |v| {
+                duration(v, MILLISECOND..=DAY)
+            })?,
+            shutdown_timeout: self.get("HYPERCACHE_SHUTDOWN_TIMEOUT", |v| {
+                duration(v, MILLISECOND..=DAY)
+            })?,
+            mailbox_depth: self.get("HYPERCACHE_MAILBOX_DEPTH", |v| number(v, 1..=1 << 16))?
+                as usize,
+            pipeline_depth: self.get("HYPERCACHE_PIPELINE_DEPTH", |v| number(v, 1..=4096))?
+                as usize,
+            tombstone_ttl: self.get("HYPERCACHE_TOMBSTONE_TTL", |v| {
+                duration(v, MILLISECOND..=DAY)
+            })?,
             tombstones: self.get("HYPERCACHE_TOMBSTONES", |v| number(v, 1..=1 << 30))? as usize,
             unsupported: None,
         };
         let unsupported = self.check_the_rest(&settings)?;
-        Ok(Settings { unsupported, ..settings })
+        Ok(Settings {
+            unsupported,
+            ..settings
+        })
     }
 
     /// Checks what this release reads and does not serve, and what must fit
@@ -296,7 +321,10 @@ impl Given {
         pair("HYPERCACHE_API_TLS_CERT", "HYPERCACHE_API_TLS_KEY")?;
         pair("HYPERCACHE_OIDC_ISSUER", "HYPERCACHE_OIDC_AUDIENCE")?;
         if set("HYPERCACHE_API_TLS_CLIENT_CA")? && !set("HYPERCACHE_API_TLS_CERT")? {
-            return Err(missing_half("HYPERCACHE_API_TLS_CLIENT_CA", "HYPERCACHE_API_TLS_CERT"));
+            return Err(missing_half(
+                "HYPERCACHE_API_TLS_CLIENT_CA",
+                "HYPERCACHE_API_TLS_CERT",
+            ));
         }
         if set("HYPERCACHE_AUTH_TOKEN")? && set("HYPERCACHE_AUTH_CONFIG")? {
             return Err(SettingsError(
@@ -316,7 +344,9 @@ impl Given {
                 )));
             }
         }
-        let names_others = seeds.iter().any(|seed| seed.id.as_deref() != Some(&settings.node_id));
+        let names_others = seeds
+            .iter()
+            .any(|seed| seed.id.as_deref() != Some(&settings.node_id));
         Ok(names_others.then(|| {
             "HYPERCACHE_SEEDS names other nodes, but this release does not form clusters".to_owned()
         }))
@@ -324,7 +354,9 @@ impl Given {
 }
 
 fn missing_half(set: &str, missing: &str) -> SettingsError {
-    SettingsError(format!("{missing} is empty: expected a value, because {set} is set"))
+    SettingsError(format!(
+        "{missing} is empty: expected a value, because {set} is set"
+    ))
 }
 
 #[cfg(test)]

@@ -31,7 +31,13 @@ const fn setting(
     expected: &'static str,
     help: &'static str,
 ) -> Setting {
-    Setting { variable, default, expected, help, secret: false }
+    Setting {
+        variable,
+        default,
+        expected,
+        help,
+        secret: false,
+    }
 }
 
 const ADDRESS: &str = "host:port or :port";
@@ -40,49 +46,245 @@ const PATH: &str = "the path of a file";
 
 /// Every setting of a node.
 pub const TABLE: &[Setting] = &[
-    setting("HYPERCACHE_NODE_ID", "", "1 to 253 visible characters without , @ and /", "identity of this node in its cluster; the host's name when empty"),
+    setting(
+        "HYPERCACHE_NODE_ID",
+        "",
+        "1 to 253 visible characters without , @ and /",
+        "identity of this node in its cluster; the host's name when empty",
+    ),
     setting("HYPERCACHE_API_ADDR", ":8080", ADDRESS, "client listener"),
-    setting("HYPERCACHE_MGMT_ADDR", ":8081", ADDRESS, "management listener"),
-    setting("HYPERCACHE_DIST_ADDR", ":7946", ADDRESS, "peer listener, and the address peers are told"),
-    setting("HYPERCACHE_SEEDS", "", "a comma list of host:port or id@host:port", "nodes to join"),
-    setting("HYPERCACHE_REPLICATION", "3", "a whole number from 1 to 16", "copies of each key"),
-    setting("HYPERCACHE_CAPACITY", "100000", "a whole number, 0 for no bound", "items this node holds at most"),
-    setting("HYPERCACHE_MEMORY_LIMIT", "auto", "auto, or bytes such as 512MiB, at least 16MiB", "bytes the items may take, overhead included; auto is 70 % of the container's memory"),
-    setting("HYPERCACHE_EVICTION", "sieve", "sieve, s3fifo, lru, lfu or clock", "which items go first when a bound is reached"),
-    setting("HYPERCACHE_VALUE_LIMIT", "4MiB", "bytes such as 4MiB, at most 1GiB", "largest value"),
-    setting("HYPERCACHE_TOMBSTONES", "100000", "a whole number of at least 1", "deletes this node remembers at most"),
-    setting("HYPERCACHE_TOMBSTONE_TTL", "5m", INTERVAL, "how long a delete is remembered; longer than HYPERCACHE_HINT_TTL"),
-    setting("HYPERCACHE_CORES", "auto", "auto, or a whole number from 1 to 1024", "data cores; auto follows the affinity mask and the CPU quota"),
-    setting("HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS", "false", "true or false", "refuse to start on CPUs that are shared with others"),
-    setting("HYPERCACHE_IO_DRIVER", "auto", "auto, io_uring or epoll", "how cores do I/O; auto takes the best the kernel grants"),
-    setting("HYPERCACHE_CONNECTIONS", "20000", "a whole number of at least 1", "client connections open at once"),
-    setting("HYPERCACHE_READ_TIMEOUT", "5s", INTERVAL, "for a request to arrive whole"),
-    setting("HYPERCACHE_WRITE_TIMEOUT", "5s", INTERVAL, "for a client to take its answer"),
-    setting("HYPERCACHE_IDLE_TIMEOUT", "60s", INTERVAL, "for a connection without a request"),
-    setting("HYPERCACHE_SHUTDOWN_TIMEOUT", "30s", INTERVAL, "for what is in flight when the node is told to stop"),
-    setting("HYPERCACHE_BODY_LIMIT", "4MiB", "bytes such as 4MiB, at most 1GiB", "largest request body"),
-    setting("HYPERCACHE_HEAD_LIMIT", "16KiB", "bytes from 1KiB to 1MiB", "largest request head"),
-    setting("HYPERCACHE_TARGET_LIMIT", "8KiB", "bytes from 256 to 1MiB", "longest request target"),
-    setting("HYPERCACHE_HEADERS_LIMIT", "64", "a whole number from 1 to 128", "header fields of a request"),
-    setting("HYPERCACHE_BATCH_LIMIT", "10000", "a whole number from 1 to 1048576", "items of one batch request"),
-    setting("HYPERCACHE_PIPELINE_DEPTH", "128", "a whole number from 1 to 4096", "pipelined requests answered in one write"),
-    setting("HYPERCACHE_MAILBOX_DEPTH", "1024", "a whole number from 1 to 65536", "batches a core may have outstanding at another"),
-    setting("HYPERCACHE_LOG_LEVEL", "info", "debug, info, warn or error", "least severity that is logged"),
-    setting("HYPERCACHE_HEARTBEAT", "1s", INTERVAL, "probe interval between nodes"),
-    setting("HYPERCACHE_INDIRECT_PROBE_K", "2", "a whole number from 0 to 64", "relays of an indirect probe; 0 for none"),
-    setting("HYPERCACHE_GOSSIP_INTERVAL", "1s", INTERVAL, "how often membership is passed on"),
+    setting(
+        "HYPERCACHE_MGMT_ADDR",
+        ":8081",
+        ADDRESS,
+        "management listener",
+    ),
+    setting(
+        "HYPERCACHE_DIST_ADDR",
+        ":7946",
+        ADDRESS,
+        "peer listener, and the address peers are told",
+    ),
+    setting(
+        "HYPERCACHE_SEEDS",
+        "",
+        "a comma list of host:port or id@host:port",
+        "nodes to join",
+    ),
+    setting(
+        "HYPERCACHE_REPLICATION",
+        "3",
+        "a whole number from 1 to 16",
+        "copies of each key",
+    ),
+    setting(
+        "HYPERCACHE_CAPACITY",
+        "100000",
+        "a whole number, 0 for no bound",
+        "items this node holds at most",
+    ),
+    setting(
+        "HYPERCACHE_MEMORY_LIMIT",
+        "auto",
+        "auto, or bytes such as 512MiB, at least 16MiB",
+        "bytes the items may take, overhead included; auto is 70 % of the container's memory",
+    ),
+    setting(
+        "HYPERCACHE_EVICTION",
+        "sieve",
+        "sieve, s3fifo, lru, lfu or clock",
+        "which items go first when a bound is reached",
+    ),
+    setting(
+        "HYPERCACHE_VALUE_LIMIT",
+        "4MiB",
+        "bytes such as 4MiB, at most 1GiB",
+        "largest value",
+    ),
+    setting(
+        "HYPERCACHE_TOMBSTONES",
+        "100000",
+        "a whole number of at least 1",
+        "deletes this node remembers at most",
+    ),
+    setting(
+        "HYPERCACHE_TOMBSTONE_TTL",
+        "5m",
+        INTERVAL,
+        "how long a delete is remembered; longer than HYPERCACHE_HINT_TTL",
+    ),
+    setting(
+        "HYPERCACHE_CORES",
+        "auto",
+        "auto, or a whole number from 1 to 1024",
+        "data cores; auto follows the affinity mask and the CPU quota",
+    ),
+    setting(
+        "HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS",
+        "false",
+        "true or false",
+        "refuse to start on CPUs that are shared with others",
+    ),
+    setting(
+        "HYPERCACHE_IO_DRIVER",
+        "auto",
+        "auto, io_uring or epoll",
+        "how cores do I/O; auto takes the best the kernel grants",
+    ),
+    setting(
+        "HYPERCACHE_CONNECTIONS",
+        "20000",
+        "a whole number of at least 1",
+        "client connections open at once",
+    ),
+    setting(
+        "HYPERCACHE_READ_TIMEOUT",
+        "5s",
+        INTERVAL,
+        "for a request to arrive whole",
+    ),
+    setting(
+        "HYPERCACHE_WRITE_TIMEOUT",
+        "5s",
+        INTERVAL,
+        "for a client to take its answer",
+    ),
+    setting(
+        "HYPERCACHE_IDLE_TIMEOUT",
+        "60s",
+        INTERVAL,
+        "for a connection without a request",
+    ),
+    setting(
+        "HYPERCACHE_SHUTDOWN_TIMEOUT",
+        "30s",
+        INTERVAL,
+        "for what is in flight when the node is told to stop",
+    ),
+    setting(
+        "HYPERCACHE_BODY_LIMIT",
+        "4MiB",
+        "bytes such as 4MiB, at most 1GiB",
+        "largest request body",
+    ),
+    setting(
+        "HYPERCACHE_HEAD_LIMIT",
+        "16KiB",
+        "bytes from 1KiB to 1MiB",
+        "largest request head",
+    ),
+    setting(
+        "HYPERCACHE_TARGET_LIMIT",
+        "8KiB",
+        "bytes from 256 to 1MiB",
+        "longest request target",
+    ),
+    setting(
+        "HYPERCACHE_HEADERS_LIMIT",
+        "64",
+        "a whole number from 1 to 128",
+        "header fields of a request",
+    ),
+    setting(
+        "HYPERCACHE_BATCH_LIMIT",
+        "10000",
+        "a whole number from 1 to 1048576",
+        "items of one batch request",
+    ),
+    setting(
+        "HYPERCACHE_PIPELINE_DEPTH",
+        "128",
+        "a whole number from 1 to 4096",
+        "pipelined requests answered in one write",
+    ),
+    setting(
+        "HYPERCACHE_MAILBOX_DEPTH",
+        "1024",
+        "a whole number from 1 to 65536",
+        "batches a core may have outstanding at another",
+    ),
+    setting(
+        "HYPERCACHE_LOG_LEVEL",
+        "info",
+        "debug, info, warn or error",
+        "least severity that is logged",
+    ),
+    setting(
+        "HYPERCACHE_HEARTBEAT",
+        "1s",
+        INTERVAL,
+        "probe interval between nodes",
+    ),
+    setting(
+        "HYPERCACHE_INDIRECT_PROBE_K",
+        "2",
+        "a whole number from 0 to 64",
+        "relays of an indirect probe; 0 for none",
+    ),
+    setting(
+        "HYPERCACHE_GOSSIP_INTERVAL",
+        "1s",
+        INTERVAL,
+        "how often membership is passed on",
+    ),
     setting("HYPERCACHE_HINT_TTL", "30s", INTERVAL, "life of a hint"),
-    setting("HYPERCACHE_HINT_REPLAY", "200ms", INTERVAL, "how often hints are replayed"),
-    setting("HYPERCACHE_REBALANCE_INTERVAL", "250ms", INTERVAL, "how often ownership is compared with what is held"),
-    Setting { variable: "HYPERCACHE_AUTH_TOKEN", default: "", expected: "a token", help: "bearer token for all listeners", secret: true },
+    setting(
+        "HYPERCACHE_HINT_REPLAY",
+        "200ms",
+        INTERVAL,
+        "how often hints are replayed",
+    ),
+    setting(
+        "HYPERCACHE_REBALANCE_INTERVAL",
+        "250ms",
+        INTERVAL,
+        "how often ownership is compared with what is held",
+    ),
+    Setting {
+        variable: "HYPERCACHE_AUTH_TOKEN",
+        default: "",
+        expected: "a token",
+        help: "bearer token for all listeners",
+        secret: true,
+    },
     setting("HYPERCACHE_AUTH_CONFIG", "", PATH, "policy file"),
-    setting("HYPERCACHE_API_TLS_CERT", "", PATH, "certificate of the client listener"),
+    setting(
+        "HYPERCACHE_API_TLS_CERT",
+        "",
+        PATH,
+        "certificate of the client listener",
+    ),
     setting("HYPERCACHE_API_TLS_KEY", "", PATH, "its key"),
-    setting("HYPERCACHE_API_TLS_CLIENT_CA", "", PATH, "authority of client certificates"),
-    setting("HYPERCACHE_OIDC_ISSUER", "", "a URL", "issuer of identity tokens"),
-    setting("HYPERCACHE_OIDC_AUDIENCE", "", "a name", "audience of identity tokens"),
-    setting("HYPERCACHE_OIDC_IDENTITY_CLAIM", "sub", "the name of a claim", "claim that is the identity"),
-    setting("HYPERCACHE_OIDC_SCOPE_CLAIM", "scope", "the name of a claim", "claim that holds the scopes"),
+    setting(
+        "HYPERCACHE_API_TLS_CLIENT_CA",
+        "",
+        PATH,
+        "authority of client certificates",
+    ),
+    setting(
+        "HYPERCACHE_OIDC_ISSUER",
+        "",
+        "a URL",
+        "issuer of identity tokens",
+    ),
+    setting(
+        "HYPERCACHE_OIDC_AUDIENCE",
+        "",
+        "a name",
+        "audience of identity tokens",
+    ),
+    setting(
+        "HYPERCACHE_OIDC_IDENTITY_CLAIM",
+        "sub",
+        "the name of a claim",
+        "claim that is the identity",
+    ),
+    setting(
+        "HYPERCACHE_OIDC_SCOPE_CLAIM",
+        "scope",
+        "the name of a claim",
+        "claim that holds the scopes",
+    ),
 ];
 
 /// The setting of a variable that this program itself names.
@@ -112,7 +314,10 @@ pub(super) fn is_service_link(name: &str) -> bool {
 
 /// The setting whose name takes the fewest edits.
 pub(super) fn nearest(name: &str) -> &'static Setting {
-    TABLE.iter().min_by_key(|setting| edits(setting.variable, name)).unwrap_or(&TABLE[0])
+    TABLE
+        .iter()
+        .min_by_key(|setting| edits(setting.variable, name))
+        .unwrap_or(&TABLE[0])
 }
 
 /// Levenshtein distance.

@@ -1,7 +1,9 @@
 use super::*;
 
 fn read(args: &[&str], env: &[(&str, &str)]) -> Result<Invocation, SettingsError> {
-    let env = env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let env = env
+        .iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
     Settings::from(args.iter().map(OsString::from), env, "host-1")
 }
 
@@ -29,7 +31,10 @@ fn the_defaults_are_accepted() {
 
 #[test]
 fn a_flag_wins_over_a_variable() {
-    let env = [("HYPERCACHE_CAPACITY", "1"), ("HYPERCACHE_LOG_LEVEL", "warn")];
+    let env = [
+        ("HYPERCACHE_CAPACITY", "1"),
+        ("HYPERCACHE_LOG_LEVEL", "warn"),
+    ];
     assert_eq!(settings(&["--capacity", "2"], &env).capacity, 2);
     assert_eq!(settings(&["--capacity=3"], &env).capacity, 3);
     assert_eq!(settings(&[], &env).log_level, tracing::Level::WARN);
@@ -37,9 +42,14 @@ fn a_flag_wins_over_a_variable() {
 
 #[test]
 fn help_names_every_setting() {
-    let Invocation::Help(text) = read(&["--help"], &[]).unwrap() else { panic!("no help") };
+    let Invocation::Help(text) = read(&["--help"], &[]).unwrap() else {
+        panic!("no help")
+    };
     for setting in TABLE {
-        assert!(text.contains(setting.variable) && text.contains(&setting.flag()), "{setting:?}");
+        assert!(
+            text.contains(setting.variable) && text.contains(&setting.flag()),
+            "{setting:?}"
+        );
     }
 }
 
@@ -68,7 +78,9 @@ fn bad_value(variable: &str) -> Option<&'static str> {
 #[test]
 fn reference_defect_21_invalid_settings_stop_the_start() {
     for setting in TABLE {
-        let Some(bad) = bad_value(setting.variable) else { continue };
+        let Some(bad) = bad_value(setting.variable) else {
+            continue;
+        };
         let error = refusal(&[], &[(setting.variable, bad)]);
         for part in [setting.variable, bad, setting.expected] {
             assert!(error.contains(part), "{error:?} does not name {part:?}");
@@ -110,7 +122,10 @@ fn settings_that_belong_together_are_checked_together() {
     assert!(refusal(&[], &[("HYPERCACHE_API_TLS_CERT", "c")]).contains("HYPERCACHE_API_TLS_KEY"));
     assert!(refusal(&[], &[("HYPERCACHE_API_TLS_KEY", "k")]).contains("HYPERCACHE_API_TLS_CERT"));
     assert!(refusal(&[], &[("HYPERCACHE_OIDC_ISSUER", "i")]).contains("HYPERCACHE_OIDC_AUDIENCE"));
-    let both = [("HYPERCACHE_AUTH_TOKEN", "sesame"), ("HYPERCACHE_AUTH_CONFIG", "f")];
+    let both = [
+        ("HYPERCACHE_AUTH_TOKEN", "sesame"),
+        ("HYPERCACHE_AUTH_CONFIG", "f"),
+    ];
     let error = refusal(&[], &both);
     assert!(error.contains("HYPERCACHE_AUTH_CONFIG") && !error.contains("sesame"));
     let short = [("HYPERCACHE_TOMBSTONE_TTL", "30s")];
@@ -122,13 +137,24 @@ fn what_this_release_does_not_serve_is_never_ignored() {
     for env in [
         vec![("HYPERCACHE_AUTH_TOKEN", "sesame")],
         vec![("HYPERCACHE_AUTH_CONFIG", "policy.yaml")],
-        vec![("HYPERCACHE_API_TLS_CERT", "c"), ("HYPERCACHE_API_TLS_KEY", "k")],
-        vec![("HYPERCACHE_OIDC_ISSUER", "i"), ("HYPERCACHE_OIDC_AUDIENCE", "a")],
+        vec![
+            ("HYPERCACHE_API_TLS_CERT", "c"),
+            ("HYPERCACHE_API_TLS_KEY", "k"),
+        ],
+        vec![
+            ("HYPERCACHE_OIDC_ISSUER", "i"),
+            ("HYPERCACHE_OIDC_AUDIENCE", "a"),
+        ],
         vec![("HYPERCACHE_SEEDS", "other:7946")],
     ] {
         let settings = settings(&[], &env);
-        let reason = settings.unsupported().unwrap_or_else(|| panic!("{env:?} is served"));
-        assert!(reason.contains(env[0].0) && !reason.contains("sesame"), "{reason}");
+        let reason = settings
+            .unsupported()
+            .unwrap_or_else(|| panic!("{env:?} is served"));
+        assert!(
+            reason.contains(env[0].0) && !reason.contains("sesame"),
+            "{reason}"
+        );
     }
     let own = [("HYPERCACHE_SEEDS", "host-1@host-1.cluster:7946")];
     assert_eq!(settings(&[], &own).unsupported(), None);
@@ -136,7 +162,11 @@ fn what_this_release_does_not_serve_is_never_ignored() {
 
 #[test]
 fn sizes_take_binary_units() {
-    for (text, bytes) in [("512MiB", 512 << 20), ("1Gi", 1 << 30), ("33554432", 33_554_432)] {
+    for (text, bytes) in [
+        ("512MiB", 512 << 20),
+        ("1Gi", 1 << 30),
+        ("33554432", 33_554_432),
+    ] {
         let read = settings(&["--memory-limit", text], &[]);
         assert_eq!(read.memory_limit, Some(ByteSize(bytes)), "{text}");
     }

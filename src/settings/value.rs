@@ -30,13 +30,18 @@ impl ListenAddr {
             None if host.contains(':') => return None,
             None => host,
         };
-        let visible = host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'@');
+        let visible = host
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'@');
         let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
         if !visible || !digits {
             return None;
         }
         let host = (!host.is_empty()).then(|| host.to_owned());
-        Some(Self { host, port: port.parse().ok()? })
+        Some(Self {
+            host,
+            port: port.parse().ok()?,
+        })
     }
 }
 
@@ -57,7 +62,10 @@ pub(super) struct Seed {
 }
 
 pub(super) fn seeds(text: &str) -> Option<Vec<Seed>> {
-    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let entries = text
+        .split(',')
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty());
     entries
         .map(|entry| {
             let (id, address) = match entry.split_once('@') {
@@ -75,8 +83,14 @@ pub(super) fn seeds(text: &str) -> Option<Vec<Seed>> {
 pub struct ByteSize(pub u64);
 
 pub(super) fn bytes(text: &str, range: RangeInclusive<u64>) -> Option<ByteSize> {
-    const UNITS: &[(&str, u32)] =
-        &[("KiB", 10), ("MiB", 20), ("GiB", 30), ("Ki", 10), ("Mi", 20), ("Gi", 30)];
+    const UNITS: &[(&str, u32)] = &[
+        ("KiB", 10),
+        ("MiB", 20),
+        ("GiB", 30),
+        ("Ki", 10),
+        ("Mi", 20),
+        ("Gi", 30),
+    ];
     let (digits, shift) = UNITS
         .iter()
         .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
@@ -87,13 +101,19 @@ pub(super) fn bytes(text: &str, range: RangeInclusive<u64>) -> Option<ByteSize> 
 
 pub(super) fn number(text: &str, range: RangeInclusive<u64>) -> Option<u64> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|value| plain && range.contains(value))
+    text.parse()
+        .ok()
+        .filter(|value| plain && range.contains(value))
 }
 
 /// `None` inside for the word `auto`.
 #[allow(clippy::option_option)]
 pub(super) fn auto<T>(text: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<Option<T>> {
-    if text == "auto" { Some(None) } else { parse(text).map(Some) }
+    if text == "auto" {
+        Some(None)
+    } else {
+        parse(text).map(Some)
+    }
 }
 
 pub(super) fn duration(text: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
@@ -131,6 +151,8 @@ pub(super) fn io_driver(text: &str) -> Option<DriverChoice> {
 
 pub(super) fn node_id(text: &str) -> Option<String> {
     let fits = (1..=253).contains(&text.len());
-    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !b",@/".contains(&byte));
+    let plain = text
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !b",@/".contains(&byte));
     (fits && plain).then(|| text.to_owned())
 }

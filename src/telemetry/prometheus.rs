@@ -46,7 +46,13 @@ const fn counter(
     help: &'static str,
     read: fn(&CoreCounters) -> &Cell,
 ) -> Metric {
-    Metric { name, help, unit: None, kind: MetricType::Counter, read }
+    Metric {
+        name,
+        help,
+        unit: None,
+        kind: MetricType::Counter,
+        read,
+    }
 }
 
 const fn gauge(
@@ -55,41 +61,83 @@ const fn gauge(
     unit: Option<Unit>,
     read: fn(&CoreCounters) -> &Cell,
 ) -> Metric {
-    Metric { name, help, unit, kind: MetricType::Gauge, read }
+    Metric {
+        name,
+        help,
+        unit,
+        kind: MetricType::Gauge,
+        read,
+    }
 }
 
 /// Every per-core metric, without the `hypercache_` in front and the `_total`
 /// behind counters.
 const TABLE: &[Metric] = &[
-    counter("requests", "Requests handled by client listeners", |c| &c.requests),
-    counter("requests_refused", "Requests refused as malformed, late or over a limit", |c| {
-        &c.requests_refused
+    counter("requests", "Requests handled by client listeners", |c| {
+        &c.requests
     }),
-    counter("connections_accepted", "Client connections accepted", |c| &c.connections_accepted),
-    counter("connections_refused", "Client connections closed for being over the limit", |c| {
-        &c.connections_refused
+    counter(
+        "requests_refused",
+        "Requests refused as malformed, late or over a limit",
+        |c| &c.requests_refused,
+    ),
+    counter("connections_accepted", "Client connections accepted", |c| {
+        &c.connections_accepted
     }),
-    gauge("connections_open", "Client connections open", None, |c| &c.connections_open),
-    counter("connections_expired", "Client connections cut for being too slow", |c| {
-        &c.connections_expired
+    counter(
+        "connections_refused",
+        "Client connections closed for being over the limit",
+        |c| &c.connections_refused,
+    ),
+    gauge("connections_open", "Client connections open", None, |c| {
+        &c.connections_open
     }),
-    counter("batches_sent", "Batches of operations sent to other cores", |c| &c.batches_sent),
-    counter("operations_for_others", "Operations carried out for other cores", |c| {
-        &c.operations_for_others
-    }),
+    counter(
+        "connections_expired",
+        "Client connections cut for being too slow",
+        |c| &c.connections_expired,
+    ),
+    counter(
+        "batches_sent",
+        "Batches of operations sent to other cores",
+        |c| &c.batches_sent,
+    ),
+    counter(
+        "operations_for_others",
+        "Operations carried out for other cores",
+        |c| &c.operations_for_others,
+    ),
     gauge("items", "Live items held", None, |c| &c.items),
-    gauge("store", "Memory held by the store, overhead included", Some(Unit::Bytes), |c| &c.bytes),
+    gauge(
+        "store",
+        "Memory held by the store, overhead included",
+        Some(Unit::Bytes),
+        |c| &c.bytes,
+    ),
     gauge("tombstones", "Tombstones held", None, |c| &c.tombstones),
     counter("gets", "Reads of keys", |c| &c.gets),
     counter("hits", "Reads of keys that found a value", |c| &c.hits),
     counter("sets", "Values written", |c| &c.sets),
     counter("removes", "Deletes", |c| &c.removes),
-    counter("evicted_items", "Items evicted to stay within the bounds", |c| &c.evicted),
-    counter("expired_items", "Items removed after their time had passed", |c| &c.expired),
-    counter("values_too_large", "Values refused for their size", |c| &c.too_large),
-    gauge("tick_delay_us_max", "Longest delay of the housekeeping tick, in microseconds", None, |c| {
-        &c.tick_delay_us_max
+    counter(
+        "evicted_items",
+        "Items evicted to stay within the bounds",
+        |c| &c.evicted,
+    ),
+    counter(
+        "expired_items",
+        "Items removed after their time had passed",
+        |c| &c.expired,
+    ),
+    counter("values_too_large", "Values refused for their size", |c| {
+        &c.too_large
     }),
+    gauge(
+        "tick_delay_us_max",
+        "Longest delay of the housekeeping tick, in microseconds",
+        None,
+        |c| &c.tick_delay_us_max,
+    ),
 ];
 
 /// Renders the metrics of a node.
@@ -166,14 +214,20 @@ impl Collector for NodeCollector {
             )?
             .encode_gauge(&facts.memory_limit_bytes)?;
         for metric in TABLE {
-            let mut family =
-                encoder.encode_descriptor(metric.name, metric.help, metric.unit.as_ref(), metric.kind)?;
+            let mut family = encoder.encode_descriptor(
+                metric.name,
+                metric.help,
+                metric.unit.as_ref(),
+                metric.kind,
+            )?;
             for (index, core) in self.cores.iter().enumerate() {
                 let value = (metric.read)(core).get();
                 let labels = [("core", index)];
                 let mut sample = family.encode_family(&labels)?;
                 match metric.kind {
-                    MetricType::Counter => sample.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+                    MetricType::Counter => {
+                        sample.encode_counter::<NoLabelSet, _, u64>(&value, None)?
+                    }
                     _ => sample.encode_gauge(&value)?,
                 }
             }
@@ -197,12 +251,24 @@ mod tests {
             cores_reason: "the mask is ours".to_owned(),
             memory_limit_bytes: 1024,
         };
-        let cores = vec![Arc::new(CoreCounters::default()), Arc::new(CoreCounters::default())];
+        let cores = vec![
+            Arc::new(CoreCounters::default()),
+            Arc::new(CoreCounters::default()),
+        ];
         cores[1].requests.add(3);
         let text = Exposition::new(facts, cores).render().unwrap();
-        assert!(text.contains("hypercache_runtime_driver_info{driver=\"epoll\""), "{text}");
-        assert!(text.contains("hypercache_requests_total{core=\"1\"} 3"), "{text}");
-        assert!(text.contains("hypercache_memory_limit_bytes 1024"), "{text}");
+        assert!(
+            text.contains("hypercache_runtime_driver_info{driver=\"epoll\""),
+            "{text}"
+        );
+        assert!(
+            text.contains("hypercache_requests_total{core=\"1\"} 3"),
+            "{text}"
+        );
+        assert!(
+            text.contains("hypercache_memory_limit_bytes 1024"),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }

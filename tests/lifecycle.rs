@@ -1,0 +1,235 @@
+//! Starting, stopping, being killed, and the drivers a kernel may refuse.
+
+#[path = "support/node.rs"]
+mod node;
+
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+use node::{Client, Node, command};
+
+#[test]
+fn a_stop_finishes_what_is_in_flight_and_exits_clean() {
+    let mut node = Node::start(&[]);
+    let mut idle = node.connect();
+    idle.get("/healthz");
+    let mut busy = node.connect();
+    busy.send("PUT /v1/cache/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst");
+    // Both are known to the node once a later request on another connection is answered.
+    node.connect().get("/healthz");
+
+    node.signal(libc::SIGTERM);
+    idle.expect_closed();
+    while TcpStream::connect(&node.api).is_ok() {}
+    assert!(node.is_running(), "a request is still in flight");
+    busy.send("-last");
+    let answer = busy.answer();
+    assert_eq!(
+        (answer.status, answer.header("Connection")),
+        (200, Some("close"))
+    );
+    busy.expect_closed();
+    assert_eq!(node.wait().code(), Some(0));
+}
+
+#[test]
+fn the_deadline_ends_a_stop_that_a_client_holds_up() {
+    let mut node = Node::start(&[
+        ("HYPERCACHE_SHUTDOWN_TIMEOUT", "200ms"),
+        ("HYPERCACHE_READ_TIMEOUT", "1h"),
+    ]);
+    let mut busy = node.connect();
+    busy.send("PUT /v1/cache/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf");
+    node.connect().get("/healthz");
+    node.signal(libc::SIGINT);
+    assert_eq!(node.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut node = Node::start(&[("HYPERCACHE_READ_TIMEOUT", "1h")]);
+    let mut busy = node.connect();
+    busy.send(
+        "PUT /v1/cache/k HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n",
+    );
+    assert_eq!(busy.answer().status, 100);
+    node.signal(libc::SIGTERM);
+    while TcpStream::connect(&node.api).is_ok() {}
+    node.signal(libc::SIGTERM);
+    assert_eq!(node.wait().code(), Some(128 + libc::SIGTERM));
+}
+
+#[test]
+fn a_killed_node_comes_back_on_the_same_port_at_once() {
+    let node = Node::start(&[]);
+    let (api, mgmt) = (node.api.clone(), node.mgmt.clone());
+    let mut client = node.connect();
+    client.put("/v1/cache/k", b"v");
+    drop(node);
+    let again = Node::start(&[
+        ("HYPERCACHE_API_ADDR", &api),
+        ("HYPERCACHE_MGMT_ADDR", &mgmt),
+    ]);
+    assert_eq!(again.api, api);
+    again
+        .connect()
+        .get("/v1/cache/k")
+        .expect_error(404, "NOT_FOUND");
+}
+
+fn output(mut command: Command) -> Output {
+    command.output().expect("the program runs")
+}
+
+fn one_line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(!output.status.success());
+    text
+}
+
+#[test]
+fn a_taken_address_is_refused_and_not_shared() {
+    let node = Node::start(&[]);
+    let refused = one_line(&output(command(&[("HYPERCACHE_API_ADDR", &node.api)])));
+    assert!(
+        refused.contains("HYPERCACHE_API_ADDR") && refused.contains(&node.api),
+        "{refused}"
+    );
+    let refused = one_line(&output(command(&[("HYPERCACHE_MGMT_ADDR", &node.mgmt)])));
+    assert!(refused.contains("HYPERCACHE_MGMT_ADDR"), "{refused}");
+}
+
+#[test]
+fn reference_defect_21_a_bad_setting_is_one_line() {
+    for (name, value, expected) in [
+        ("HYPERCACHE_CAPACITY", "many", "whole number"),
+        ("HYPERCACHE_HINT_TTL", "30", "duration"),
+        ("HYPERCACHE_EVICTION", "random", "sieve"),
+        ("HYPERCACHE_NO_SUCH", "1", "did you mean"),
+    ] {
+        let line = one_line(&output(command(&[(name, value)])));
+        assert!(line.contains(name) && line.contains(expected), "{line}");
+    }
+}
+
+#[test]
+fn a_node_never_falls_back_to_serving_everyone() {
+    let line = one_line(&output(command(&[("HYPERCACHE_AUTH_TOKEN", "sesame")])));
+    assert!(
+        line.contains("HYPERCACHE_AUTH_TOKEN") && !line.contains("sesame"),
+        "{line}"
+    );
+}
+
+#[test]
+fn help_version_and_check_answer_without_serving() {
+    for (flag, text) in [
+        ("--help", "HYPERCACHE_API_ADDR"),
+        ("--version", "hypercache "),
+        ("--check-config", "configuration ok"),
+    ] {
+        let mut command = command(&[]);
+        command.arg(flag);
+        let output = output(command);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains(text));
+    }
+}
+
+/// The node serves, and says on which driver and why, in its log and in a metric.
+fn expect_driver(node: &Node, driver: &str, reason: &str) {
+    assert_eq!(node.serving["driver"], driver, "{}", node.serving);
+    let told = node.serving["driver_reason"].as_str().unwrap();
+    assert!(told.contains(reason), "{told}");
+    let metrics = Client::connect(&node.mgmt).get("/metrics").text();
+    let metric = format!("hypercache_runtime_driver_info{{driver=\"{driver}\"");
+    assert!(metrics.contains(&metric), "{metrics}");
+    for core in 0..2 {
+        let mut client = node.connect_to_core(core);
+        client.put("/v1/cache/k", b"v");
+        assert_eq!(client.get("/v1/cache/k").text(), "v");
+    }
+}
+
+#[test]
+#[cfg(not(feature = "glommio"))]
+fn epoll_can_be_asked_for() {
+    let node = Node::start(&[("HYPERCACHE_IO_DRIVER", "epoll")]);
+    expect_driver(&node, "epoll", "");
+}
+
+/// As containers' default profiles do: `io_uring_setup` answers EPERM.
+#[test]
+#[cfg(not(feature = "glommio"))]
+fn where_seccomp_refuses_io_uring_the_node_runs_on_epoll() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let refused = SeccompFilter::new(
+        [(libc::SYS_io_uring_setup, vec![])].into_iter().collect(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = refused.unwrap().try_into().unwrap();
+    let mut command = command(&[]);
+    // SAFETY: between fork and exec only system calls on memory prepared before.
+    unsafe {
+        command.pre_exec(move || {
+            seccompiler::apply_filter(&program).map_err(|_| std::io::Error::last_os_error())
+        });
+    }
+    expect_driver(&Node::spawn(command), "epoll", "Operation not permitted");
+}
+
+/// As an unprivileged container: no root, 64 KiB of locked memory. Which driver it
+/// gets is the kernel's to say; it must serve on one.
+#[test]
+#[cfg(not(feature = "glommio"))]
+fn without_privileges_and_with_little_locked_memory_the_node_serves() {
+    let folder = std::env::temp_dir().join(format!("hypercache-lifecycle-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let program = folder.join("hypercache");
+    std::fs::copy(env!("CARGO_BIN_EXE_hypercache"), &program).unwrap();
+    let template = command(&[]);
+    let mut command = Command::new(&program);
+    command.env_clear();
+    for (name, value) in template.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    // SAFETY: getuid has no preconditions.
+    let root = unsafe { libc::getuid() } == 0;
+    println!(
+        "running {}",
+        if root {
+            "as user 65534"
+        } else {
+            "as the current user"
+        }
+    );
+    // SAFETY: between fork and exec only system calls on plain values.
+    unsafe {
+        command.pre_exec(move || {
+            let limit = libc::rlimit {
+                rlim_cur: 64 << 10,
+                rlim_max: 64 << 10,
+            };
+            if libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            if root && (libc::setgid(65534) != 0 || libc::setuid(65534) != 0) {
+                return Err(std::io::Error::last_os_error());
+            }
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    let node = Node::spawn(command);
+    let driver = node.serving["driver"].as_str().unwrap().to_owned();
+    expect_driver(&node, &driver, "");
+    drop(node);
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -1,0 +1,282 @@
+//! Starts real nodes and speaks HTTP to them byte by byte.
+
+#![allow(dead_code, reason = "each test uses its part of it")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// How long a test waits for what should come at once, before it fails.
+pub const GUARD: Duration = Duration::from_secs(20);
+
+/// A running node; killed when dropped.
+pub struct Node {
+    child: Child,
+    stderr: BufReader<std::process::ChildStderr>,
+    pub api: String,
+    pub mgmt: String,
+    pub serving: serde_json::Value,
+}
+
+/// The command of a node on free ports with two cores.
+pub fn command(env: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hypercache"));
+    command
+        .env_clear()
+        .env("HYPERCACHE_API_ADDR", "127.0.0.1:0")
+        .env("HYPERCACHE_MGMT_ADDR", "127.0.0.1:0")
+        .env("HYPERCACHE_NODE_ID", "test-node")
+        .env("HYPERCACHE_CORES", "2")
+        .env("HYPERCACHE_MEMORY_LIMIT", "256MiB")
+        .envs(env.iter().copied())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // SAFETY: prctl is async-signal-safe and touches nothing of this process.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    command
+}
+
+impl Node {
+    pub fn start(env: &[(&str, &str)]) -> Self {
+        Self::spawn(command(env))
+    }
+
+    /// Starts a node and waits until it says that it serves.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the node starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            let read = stderr.read_line(&mut line).expect("logs are readable");
+            assert!(read > 0, "the node ended before it served:\n{seen}");
+            seen.push_str(&line);
+            let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else {
+                continue;
+            };
+            if event["message"] == "serving" {
+                let text = |field: &str| event[field].as_str().expect(field).to_owned();
+                let (api, mgmt) = (text("api"), text("mgmt"));
+                return Self {
+                    child,
+                    stderr,
+                    api,
+                    mgmt,
+                    serving: event,
+                };
+            }
+        }
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(&self.api)
+    }
+
+    /// A connection served by the core with this number.
+    pub fn connect_to_core(&self, core: usize) -> Client {
+        for _ in 0..500 {
+            let mut client = self.connect();
+            let answer = client.get("/healthz");
+            if answer.header("X-Cache-Core") == Some(core.to_string().as_str()) {
+                return client;
+            }
+        }
+        panic!("no connection reached core {core}");
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: plain system call on our own child, which was not waited for yet.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut rest = String::new();
+        let _ = self.stderr.read_to_string(&mut rest);
+        self.child.wait().expect("the node ends")
+    }
+
+    /// Whether the process is still there.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("its state is known").is_none()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One response.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (field, value) = line.split_once(':')?;
+            field.eq_ignore_ascii_case(name).then_some(value.trim())
+        })
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+
+    /// Checks an error's status, code and form.
+    pub fn expect_error(&self, status: u16, code: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        let body = self.json();
+        assert_eq!(body["code"], code, "{self:?}");
+        assert!(
+            body["error"].as_str().is_some_and(|text| !text.is_empty()),
+            "{self:?}"
+        );
+        assert_eq!(self.header("Content-Type"), Some("application/json"));
+    }
+}
+
+/// One connection.
+pub struct Client {
+    pub stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("the node accepts");
+        stream
+            .set_read_timeout(Some(GUARD))
+            .expect("a timeout can be set");
+        stream
+            .set_write_timeout(Some(GUARD))
+            .expect("a timeout can be set");
+        stream.set_nodelay(true).expect("nodelay can be set");
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream
+            .write_all(bytes.as_ref())
+            .expect("the node reads");
+    }
+
+    pub fn request(&mut self, method: &str, target: &str, headers: &str, body: &[u8]) -> Answer {
+        self.send(request(method, target, headers, body));
+        self.answer_to(method)
+    }
+
+    pub fn get(&mut self, target: &str) -> Answer {
+        self.request("GET", target, "", b"")
+    }
+
+    pub fn put(&mut self, target: &str, body: &[u8]) -> Answer {
+        self.request("PUT", target, "", body)
+    }
+
+    pub fn post(&mut self, target: &str, body: &str) -> Answer {
+        self.request("POST", target, "", body.as_bytes())
+    }
+
+    pub fn answer(&mut self) -> Answer {
+        self.answer_to("GET")
+    }
+
+    /// Reads one response; `None` at the end of the stream.
+    pub fn try_answer(&mut self, method: &str) -> Option<Answer> {
+        let head_len = loop {
+            if let Some(at) = find(&self.buffer, b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !self.fill() {
+                assert!(
+                    self.buffer.is_empty(),
+                    "cut off: {:?}",
+                    String::from_utf8_lossy(&self.buffer)
+                );
+                return None;
+            }
+        };
+        let head = String::from_utf8(self.buffer.drain(..head_len).collect()).expect("text");
+        let status = head[9..12].parse().expect("a status");
+        let mut answer = Answer {
+            status,
+            head,
+            body: Vec::new(),
+        };
+        if status >= 200 && method != "HEAD" {
+            let length = answer
+                .header("Content-Length")
+                .expect("a length")
+                .parse()
+                .expect("a number");
+            while self.buffer.len() < length {
+                assert!(self.fill(), "the body is cut off");
+            }
+            answer.body = self.buffer.drain(..length).collect();
+        }
+        Some(answer)
+    }
+
+    pub fn answer_to(&mut self, method: &str) -> Answer {
+        self.try_answer(method)
+            .expect("an answer before the end of the stream")
+    }
+
+    /// Checks that nothing comes any more and the connection is closed.
+    pub fn expect_closed(&mut self) {
+        assert!(
+            !self.fill() && self.buffer.is_empty(),
+            "more came: {:?}",
+            String::from_utf8_lossy(&self.buffer)
+        );
+    }
+
+    /// Reads more; false at the end of the stream or on a reset.
+    fn fill(&mut self) -> bool {
+        let mut chunk = [0; 65536];
+        match self.stream.read(&mut chunk) {
+            Ok(count) => {
+                self.buffer.extend_from_slice(&chunk[..count]);
+                count > 0
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
+            Err(error) => panic!("waiting for an answer: {error}"),
+        }
+    }
+}
+
+pub fn request(method: &str, target: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: test\r\n{headers}").into_bytes();
+    if !body.is_empty() {
+        bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack
+        .windows(needle.len())
+        .position(|window| window == needle)
+}
