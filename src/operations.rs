@@ -308,6 +308,7 @@ pub struct Exchange {
     /// For each core, the batch that takes its next operation.
     open: Vec<Option<u32>>,
     batches: Vec<Option<Box<Batch>>>,
+    #[allow(clippy::vec_box, reason = "the boxes travel between cores as they are")]
     spare: Vec<Box<Batch>>,
 }
 

@@ -1,5 +1,7 @@
 //! Every route of the client API, as a client uses it.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test may fail")]
+
 #[path = "support/node.rs"]
 mod node;
 

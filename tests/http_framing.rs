@@ -1,5 +1,7 @@
 //! What is a request, what is none, and what slow or hostile clients get.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test may fail")]
+
 #[path = "support/node.rs"]
 mod node;
 

@@ -1,5 +1,7 @@
 //! Starting, stopping, being killed, and the drivers a kernel may refuse.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test may fail")]
+
 #[path = "support/node.rs"]
 mod node;
 

@@ -1,5 +1,7 @@
 //! The OpenAPI document, the router's table and real answers say the same.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test may fail")]
+
 #[path = "support/node.rs"]
 mod node;
 

@@ -174,7 +174,8 @@ pub enum Route<'a> {
 #[inline]
 pub fn route(method: Method, path: &[u8]) -> Route<'_> {
     if let Some(raw_key) = path.strip_prefix(b"/v1/cache/".as_slice()) {
-        if !(raw_key == b"keys" && method == Method::Get) && !raw_key.contains(&b'/') {
+        let lists_keys = raw_key == b"keys" && method == Method::Get;
+        if !lists_keys && !raw_key.contains(&b'/') {
             return on_path(method, KEY_PATH, raw_key);
         }
     } else if let Some(raw_key) = path.strip_prefix(b"/v1/owners/".as_slice()) {

@@ -191,6 +191,7 @@ struct Replies {
 #[derive(Debug, Default)]
 pub struct Reply {
     outstanding: Cell<usize>,
+    #[allow(clippy::vec_box, reason = "the boxes travel on as they are")]
     batches: RefCell<Vec<Box<Batch>>>,
     scans: RefCell<Vec<KeyScan>>,
     waker: RefCell<Option<Waker>>,

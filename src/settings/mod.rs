@@ -311,7 +311,7 @@ impl Given {
                 crate::duration::GoText(settings.tombstone_ttl)
             )));
         }
-        let seeds = self.get("HYPERCACHE_SEEDS", |v| seeds(v))?;
+        let seeds = self.get("HYPERCACHE_SEEDS", seeds)?;
         let set = |variable| self.text(variable).map(|value| !value.is_empty());
         let pair = |one: &'static str, other: &'static str| match (set(one)?, set(other)?) {
             (true, false) => Err(missing_half(one, other)),

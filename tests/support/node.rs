@@ -1,6 +1,11 @@
 //! Starts real nodes and speaks HTTP to them byte by byte.
 
-#![allow(dead_code, reason = "each test uses its part of it")]
+#![allow(
+    dead_code,
+    clippy::expect_used,
+    clippy::zombie_processes,
+    reason = "each test uses its part of it, and a failure here is a failed test"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
