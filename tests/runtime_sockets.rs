@@ -78,8 +78,8 @@ fn an_aborted_read_ends_and_loses_no_byte() {
         spawn({
             let (got, read_once, ended) = (Rc::clone(&got), read_once.clone(), ended.clone());
             async move {
-                got.borrow_mut()
-                    .extend(read_exactly(&mut there, 1000).await);
+                let first = read_exactly(&mut there, 1000).await;
+                got.borrow_mut().extend(first);
                 read_once.set();
                 let rest = read_to_end(&mut there).await;
                 got.borrow_mut().extend(rest);
@@ -162,7 +162,7 @@ fn an_aborter_never_reaches_a_later_socket_of_the_same_number() {
 fn large_vectored_writes_reach_a_slow_reader_whole() {
     on_each_driver(async || {
         let (mut here, mut there) = pair().await;
-        let body: Arc<[u8]> = (0..8 << 20).map(|i: usize| (i * 7 >> 3) as u8).collect();
+        let body: Arc<[u8]> = (0..8 << 20).map(|i: usize| ((i * 7) >> 3) as u8).collect();
         let mut parts = Vec::new();
         let mut expected = Vec::new();
         // More parts than one system call takes, of all sizes, some empty.
