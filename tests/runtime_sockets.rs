@@ -78,8 +78,8 @@ fn an_aborted_read_ends_and_loses_no_byte() {
         spawn({
             let (got, read_once, ended) = (Rc::clone(&got), read_once.clone(), ended.clone());
             async move {
-                got.borrow_mut()
-                    .extend(read_exactly(&mut there, 1000).await);
+                let first = read_exactly(&mut there, 1000).await;
+                got.borrow_mut().extend(first);
                 read_once.set();
                 let rest = read_to_end(&mut there).await;
                 got.borrow_mut().extend(rest);

@@ -3,7 +3,8 @@
 //! The second implementation, kept so that the choice of runtime stays a measurement.
 //! What differs from monoio, as a user of the parent module sees it:
 //! - There is no epoll: where io_uring is refused, or less than 512 KiB of memory may be
-//!   locked, a core fails to start and the error says so.
+//!   locked, a core fails to start and the error says so. On kernels before 5.8 glommio
+//!   itself ends the process.
 //! - Reads and writes wait for readiness and then make the system call, so a dropped
 //!   future loses nothing; the rule against it holds all the same.
 //! - A read first zeroes the room it reads into, at most [`READ_BYTES_MAX`].
@@ -13,7 +14,7 @@
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -50,16 +51,17 @@ where
         let why = "epoll was asked for, but this build runs on glommio, which has only io_uring";
         return Err(io::Error::new(io::ErrorKind::Unsupported, why));
     }
+    let refused = |error: io::Error| {
+        let why = format!("io_uring refused, and glommio has no other driver: {error}");
+        io::Error::new(error.kind(), why)
+    };
+    probe().map_err(refused)?;
     // The caller has pinned this thread already.
     let executor = LocalExecutorBuilder::new(Placement::Unbound)
         .ring_depth(RING_ENTRIES)
         .io_memory(IO_MEMORY_BYTES)
         .make()
-        .map_err(|error| {
-            let error = io::Error::from(error);
-            let why = format!("io_uring refused, and glommio has no other driver: {error}");
-            io::Error::new(error.kind(), why)
-        })?;
+        .map_err(|error| refused(error.into()))?;
     let report = DriverReport {
         kind: DriverKind::GlommioIoUring,
         fallback_reason: None,
@@ -70,6 +72,21 @@ where
         drop(running);
         output
     }))
+}
+
+/// Whether a ring can be had at all: where it cannot, glommio panics instead of failing.
+fn probe() -> io::Result<()> {
+    /// `struct io_uring_params` is 120 bytes; zero asks for nothing special.
+    const PARAMS_WORDS: usize = 30;
+    let mut params = [0_u32; PARAMS_WORDS];
+    // SAFETY: the kernel reads and writes one `io_uring_params`, for which there is room.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+    Ok(())
 }
 
 pub(super) fn spawn<F>(future: F)
