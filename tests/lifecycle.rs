@@ -6,10 +6,13 @@
 mod node;
 
 use std::net::TcpStream;
+#[cfg(not(feature = "glommio"))]
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
-use node::{Client, Node, command};
+#[cfg(not(feature = "glommio"))]
+use node::Client;
+use node::{Node, command};
 
 #[test]
 fn a_stop_finishes_what_is_in_flight_and_exits_clean() {
@@ -141,6 +144,7 @@ fn help_version_and_check_answer_without_serving() {
 }
 
 /// The node serves, and says on which driver and why, in its log and in a metric.
+#[cfg(not(feature = "glommio"))]
 fn expect_driver(node: &Node, driver: &str, reason: &str) {
     assert_eq!(node.serving["driver"], driver, "{}", node.serving);
     let told = node.serving["driver_reason"].as_str().unwrap();
