@@ -1,0 +1,126 @@
+//! A GET hit allocates nothing, from the request's bytes to the answer's.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::sync::Arc;
+
+use hypercache::api::{Api, Moment, NodeFacts, Turn};
+use hypercache::clock::{Origin, UnixMs};
+use hypercache::hash::{CoreCount, CoreId};
+use hypercache::http::{HttpDate, Limits, parse_head};
+use hypercache::operations::{Exchange, LocalStore};
+use hypercache::store::{EvictionPolicy, Shard, ShardConfig};
+
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn api() -> Api {
+    let facts = NodeFacts {
+        node_id: "n".to_owned(),
+        origin: Origin::of("n"),
+        owners: vec!["n".to_owned()],
+        replication: 1,
+        virtual_nodes: 64,
+        client_address: String::new(),
+        peer_address: String::new(),
+        batch_items_max: 10,
+    };
+    Api {
+        facts: Arc::new(facts),
+        core: CoreId::new(0),
+        cores: CoreCount::ONE,
+    }
+}
+
+#[test]
+fn a_get_hit_allocates_nothing() {
+    let api = api();
+    let shard = Shard::new(ShardConfig {
+        cores: CoreCount::ONE,
+        core: CoreId::new(0),
+        items_max: 0,
+        bytes_max: 64 << 20,
+        value_bytes_max: 1 << 20,
+        tombstones_max: 10,
+        eviction: EvictionPolicy::default(),
+    });
+    let mut store = LocalStore::new(shard.unwrap(), Origin::of("n"), 1000);
+    let mut turn = Turn::new(Exchange::new(CoreCount::ONE));
+    let date = HttpDate::at(0);
+    let moment = Moment {
+        now: UnixMs(1_800_000_000_000),
+        date: &date,
+        stopping: false,
+    };
+    let limits = Limits {
+        head_bytes_max: 16 << 10,
+        target_bytes_max: 8 << 10,
+        headers_max: 64,
+        body_bytes_max: 1 << 20,
+    };
+    let mut handle = |input: &[u8], body: &[u8], turn: &mut Turn| {
+        let head = parse_head(input, &limits).unwrap().unwrap();
+        let job = api.handle(&head, Cow::Borrowed(body), &mut store, turn, moment);
+        assert!(job.is_none());
+    };
+
+    let value = [b'v'; 100];
+    handle(
+        b"PUT /v1/cache/k HTTP/1.1\r\nHost: x\r\n\r\n",
+        &value,
+        &mut turn,
+    );
+    turn.answers.clear(0);
+    turn.answers.bytes.reserve(64 << 10);
+
+    let before = CALLS.get();
+    for _ in 0..16 {
+        handle(
+            b"GET /v1/cache/k HTTP/1.1\r\nHost: x\r\nUser-Agent: y\r\n\r\n",
+            b"",
+            &mut turn,
+        );
+    }
+    let calls = CALLS.get() - before;
+
+    assert_eq!(calls, 0, "calls to the allocator");
+    assert_eq!(
+        turn.answers
+            .bytes
+            .windows(100)
+            .filter(|part| *part == value)
+            .count(),
+        16
+    );
+    assert!(before > 0, "the counter counts");
+}
