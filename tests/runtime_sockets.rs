@@ -11,8 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
+use std::thread;
 use std::time::Duration;
 
 use hypercache::runtime::{
@@ -346,10 +347,10 @@ fn a_task_that_yields_starves_neither_io_nor_timers_nor_mailboxes() {
                 received.set();
             }
         });
-        let feeder = std::thread::spawn(move || {
+        let feeder = thread::spawn(move || {
             for message in 0..100 {
                 while sender.try_send(message).is_err() {
-                    std::thread::yield_now();
+                    thread::yield_now();
                 }
             }
         });
@@ -374,10 +375,9 @@ fn a_task_that_yields_starves_neither_io_nor_timers_nor_mailboxes() {
 #[test]
 fn a_flooded_mailbox_starves_no_socket() {
     on_each_driver(async || {
-        let (mut here, mut there) = pair().await;
         let (sender, mut receiver) = mailbox::<u64>(64);
         let stop = Arc::new(AtomicBool::new(false));
-        let flood = std::thread::spawn({
+        let flood = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -391,19 +391,82 @@ fn a_flooded_mailbox_starves_no_socket() {
                 messages.clear();
             }
         });
-        spawn(async move {
-            for _ in 0..200 {
-                let ping = read_exactly(&mut there, 10).await;
-                there.write_all(ping).await.0.unwrap();
-            }
-        });
-        for _ in 0..200 {
-            here.write_all(vec![1; 10]).await.0.unwrap();
-            read_exactly(&mut here, 10).await;
-        }
+        echo_rounds(200).await;
         stop.store(true, Ordering::Relaxed);
         flood.join().unwrap();
     });
+}
+
+/// With `DEFER_TASKRUN`, monoio parks without reaping completions when it finds a wake-up
+/// from another thread first. Here it finds one each time.
+#[test]
+fn wake_ups_that_always_come_before_parking_starve_no_socket() {
+    on_each_driver(async || {
+        let (sender, mut receiver) = mailbox::<u64>(64);
+        let (turn, sent) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(1)));
+        let feeder = thread::spawn({
+            let (turn, sent) = (Arc::clone(&turn), Arc::clone(&sent));
+            move || {
+                loop {
+                    match turn.load(Ordering::Acquire) {
+                        0 => return,
+                        now if now == sent.load(Ordering::Relaxed) => thread::yield_now(),
+                        now => {
+                            let _ = sender.try_send(now);
+                            sent.store(now, Ordering::Release);
+                        }
+                    }
+                }
+            }
+        });
+        let stop = Rc::new(Cell::new(false));
+        spawn({
+            let (stop, turn) = (Rc::clone(&stop), Arc::clone(&turn));
+            async move {
+                let mut messages = Vec::new();
+                while receiver.recv_many(&mut messages).await > 0 {
+                    let now = messages.pop().unwrap();
+                    messages.clear();
+                    if stop.get() {
+                        turn.store(0, Ordering::Release);
+                        return;
+                    }
+                    // Runs when the receiver waits already and the core has not parked.
+                    let (turn, sent) = (Arc::clone(&turn), Arc::clone(&sent));
+                    spawn(async move {
+                        turn.store(now + 1, Ordering::Release);
+                        while sent.load(Ordering::Acquire) != now + 1 {
+                            thread::yield_now();
+                        }
+                    });
+                }
+            }
+        });
+        // The first message must find the receiver waiting: from then on each one does.
+        yield_to_io().await;
+        turn.store(2, Ordering::Release);
+        echo_rounds(100).await;
+        stop.set(true);
+        while turn.load(Ordering::Acquire) != 0 {
+            yield_to_io().await;
+        }
+        feeder.join().unwrap();
+    });
+}
+
+/// Sends ten bytes back and forth on this core.
+async fn echo_rounds(rounds: usize) {
+    let (mut here, mut there) = pair().await;
+    spawn(async move {
+        for _ in 0..rounds {
+            let ping = read_exactly(&mut there, 10).await;
+            there.write_all(ping).await.0.unwrap();
+        }
+    });
+    for _ in 0..rounds {
+        here.write_all(vec![1; 10]).await.0.unwrap();
+        read_exactly(&mut here, 10).await;
+    }
 }
 
 #[test]
@@ -477,7 +540,7 @@ fn a_core_is_pinned_to_its_cpu() {
         .mask
         .last()
         .unwrap();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         run_core(Some(cpu), DriverChoice::Auto, async |_| {}).unwrap();
         assert_eq!(hypercache::runtime::read_facts().unwrap().mask, [cpu]);
     })
