@@ -1,23 +1,23 @@
-//! Sockets, timers and yielding: what every runtime and driver must do alike.
+//! Sockets, drivers and pinning: what every runtime and driver must do alike.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/runtime.rs"]
 mod support;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
+use std::thread;
 use std::time::Duration;
 
 use hypercache::runtime::{
     DriverChoice, DriverKind, Listener, Segment, bind_reuseport, connect, dropped_pending_io,
-    mailbox, run_core, sleep, spawn, yield_to_io,
+    run_core, sleep, spawn, yield_to_io,
 };
 use support::{Flag, LONG, listen, on_each_driver, pair, read_exactly, read_to_end};
 
@@ -308,105 +308,6 @@ fn the_end_of_writing_is_the_end_of_reading() {
 }
 
 #[test]
-fn a_task_that_yields_starves_neither_io_nor_timers_nor_mailboxes() {
-    on_each_driver(async || {
-        let (mut here, mut there) = pair().await;
-        let (sender, mut receiver) = mailbox::<u32>(4);
-        let (echoed, slept, received) = (Flag::default(), Flag::default(), Flag::default());
-        spawn({
-            let echoed = echoed.clone();
-            async move {
-                for _ in 0..50 {
-                    let ping = here.write_all(vec![7; 100]).await;
-                    ping.0.unwrap();
-                    read_exactly(&mut here, 100).await;
-                }
-                echoed.set();
-            }
-        });
-        spawn(async move {
-            for _ in 0..50 {
-                let ping = read_exactly(&mut there, 100).await;
-                there.write_all(ping).await.0.unwrap();
-            }
-        });
-        spawn({
-            let slept = slept.clone();
-            async move {
-                sleep(Duration::from_millis(2)).await;
-                slept.set();
-            }
-        });
-        spawn({
-            let received = received.clone();
-            async move {
-                let mut messages = Vec::new();
-                while receiver.recv_many(&mut messages).await > 0 {}
-                assert_eq!(messages, (0..100).collect::<Vec<_>>());
-                received.set();
-            }
-        });
-        let feeder = std::thread::spawn(move || {
-            for message in 0..100 {
-                while sender.try_send(message).is_err() {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        // Two busy tasks, so that one is always runnable when the other waits.
-        let stop = Rc::new(Cell::new(false));
-        spawn({
-            let stop = Rc::clone(&stop);
-            async move {
-                while !stop.get() {
-                    yield_to_io().await;
-                }
-            }
-        });
-        for flag in [echoed, slept, received] {
-            flag.wait().await;
-        }
-        stop.set(true);
-        feeder.join().unwrap();
-    });
-}
-
-#[test]
-fn a_flooded_mailbox_starves_no_socket() {
-    on_each_driver(async || {
-        let (mut here, mut there) = pair().await;
-        let (sender, mut receiver) = mailbox::<u64>(64);
-        let stop = Arc::new(AtomicBool::new(false));
-        let flood = std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let _ = sender.try_send(1);
-                }
-            }
-        });
-        spawn(async move {
-            let mut messages = Vec::new();
-            while receiver.recv_many(&mut messages).await > 0 {
-                messages.clear();
-            }
-        });
-        spawn(async move {
-            for _ in 0..200 {
-                let ping = read_exactly(&mut there, 10).await;
-                there.write_all(ping).await.0.unwrap();
-            }
-        });
-        for _ in 0..200 {
-            here.write_all(vec![1; 10]).await.0.unwrap();
-            read_exactly(&mut here, 10).await;
-        }
-        stop.store(true, Ordering::Relaxed);
-        flood.join().unwrap();
-    });
-}
-
-#[test]
 fn dropping_a_pending_read_trips_the_guard() {
     on_each_driver(async || {
         let (here, mut there) = pair().await;
@@ -477,7 +378,7 @@ fn a_core_is_pinned_to_its_cpu() {
         .mask
         .last()
         .unwrap();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         run_core(Some(cpu), DriverChoice::Auto, async |_| {}).unwrap();
         assert_eq!(hypercache::runtime::read_facts().unwrap().mask, [cpu]);
     })

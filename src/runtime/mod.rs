@@ -11,7 +11,7 @@
 //! Never: a lock on the way of a message or a byte; a pending I/O future dropped (see
 //! [`dropped_pending_io`]).
 //!
-//! When something is full, a mailbox makes its senders wait ([`mailbox`]); a slow peer
+//! When something is full, a mailbox makes its senders wait ([`mailbox()`]); a slow peer
 //! makes its writer wait; a peer or a receiver that is gone is an error to whoever
 //! speaks to it. A task that computes for long calls [`yield_to_io`], or the whole core
 //! stalls with it.

@@ -26,7 +26,7 @@ pub fn choices() -> Vec<DriverChoice> {
 }
 
 /// After which a test counts as hanging.
-const HANG: Duration = Duration::from_secs(100);
+const HANG: Duration = Duration::from_secs(60);
 
 /// Runs a test on each driver that this runtime has and this machine grants.
 pub fn on_each_driver<Fut: Future + 'static>(test: impl Fn() -> Fut + Copy + Send + 'static) {
