@@ -32,7 +32,9 @@ impl Version {
 
     /// The first version of the millisecond `at`, clamped to what 53 bits hold.
     pub fn at(at: UnixMs) -> Self {
-        let ms = at.0.saturating_sub(VERSION_EPOCH.0).min(Self::MAX.0 >> COUNTER_BITS);
+        let ms =
+            at.0.saturating_sub(VERSION_EPOCH.0)
+                .min(Self::MAX.0 >> COUNTER_BITS);
         Self(ms << COUNTER_BITS)
     }
 

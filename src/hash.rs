@@ -87,7 +87,9 @@ impl CoreCount {
 
     /// `count` cores, or `None` outside 1..=[`CoreCount::MAX`].
     pub fn new(count: usize) -> Option<Self> {
-        (1..=Self::MAX).contains(&count).then_some(Self(count as u16))
+        (1..=Self::MAX)
+            .contains(&count)
+            .then_some(Self(count as u16))
     }
 
     /// The number itself.
