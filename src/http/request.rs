@@ -122,7 +122,7 @@ pub struct Head<'b> {
 pub enum RequestError {
     /// Not a request line and fields as RFC 9112 has them.
     Malformed,
-    /// A line that does not end in CR LF, or a bare CR.
+    /// A line that does not end in CR LF.
     BareLineEnd,
     /// A protocol version other than 1.0 and 1.1.
     Version,
@@ -255,9 +255,7 @@ fn refuse_partial(input: &[u8], limits: &Limits) -> Result<(), RequestError> {
     if line_end.is_none() && target_of(input).len() > limits.target_bytes_max {
         return Err(RequestError::TargetTooLong);
     }
-    // The last byte may be a CR whose LF is still on its way.
-    let whole = input.strip_suffix(b"\r").unwrap_or(input);
-    check_line_ends(whole)
+    check_line_ends(input)
 }
 
 /// The part of an unfinished request line that belongs to the target.
@@ -301,26 +299,23 @@ fn looks_versioned(input: &[u8]) -> bool {
     }
 }
 
-/// Every LF must follow a CR and every CR must precede an LF: httparse lets a bare
-/// LF pass as a line end (RFC 9112 section 2.2 allows both, smuggling needs it).
+/// Every LF must follow a CR: httparse lets a bare LF pass as a line end (RFC 9112
+/// section 2.2 allows it, smuggling needs it). A CR without LF it refuses itself.
 #[inline]
 fn check_line_ends(head: &[u8]) -> Result<(), RequestError> {
-    let mut line_start = 0;
-    while let Some(offset) = memchr::memchr2(b'\r', b'\n', &head[line_start..]) {
-        let at = line_start + offset;
-        if head[at] != b'\r' || head.get(at + 1) != Some(&b'\n') {
-            return Err(RequestError::BareLineEnd);
-        }
-        line_start = at + 2;
+    match memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head[at - 1] == b'\r') {
+        true => Ok(()),
+        false => Err(RequestError::BareLineEnd),
     }
-    Ok(())
 }
 
 /// Splits a target into path and query: origin-form, absolute-form of `http`, and
 /// `*` for OPTIONS (RFC 9112 section 3.2).
 #[inline]
 fn split_target(target: &[u8], method: Method) -> Result<(&[u8], Option<&[u8]>), RequestError> {
-    if !target.iter().all(|byte| matches!(byte, 0x21..=0x7e)) || target.contains(&b'#') {
+    if !target.iter().fold(true, |good, byte| {
+        good & matches!(byte, 0x21..=0x7e if *byte != b'#')
+    }) {
         return Err(RequestError::Target);
     }
     let origin = match target {
