@@ -30,6 +30,11 @@ impl Version {
         (raw <= Self::MAX.0).then_some(Self(raw))
     }
 
+    /// The version after `ms` milliseconds more.
+    pub fn later(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms << COUNTER_BITS).min(Self::MAX.0))
+    }
+
     /// The first version of the millisecond `at`, clamped to what 53 bits hold.
     pub fn at(at: UnixMs) -> Self {
         let ms =
@@ -54,17 +59,29 @@ impl Version {
     }
 }
 
-/// The node that stamped a version; breaks ties between equal versions.
+/// The node that stamped a version, in one of its lives; breaks ties between equal
+/// versions.
 ///
-/// A hash of the node's id, so that every node of a cluster orders two origins
-/// alike without having to agree on a numbering first.
+/// 24 bits are a hash of the node's id, so that every node of a cluster orders two
+/// origins alike without having to agree on a numbering first. The lowest 8 tell one
+/// start of a node from the next: after a restart its clock may step back to a
+/// version it stamped before, and the same (version, origin) must never name two
+/// writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin(pub u32);
 
+const BOOT_BITS: u32 = 8;
+
 impl Origin {
-    /// The origin of the node called `node_id`.
-    pub fn of(node_id: &str) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_64(node_id.as_bytes()) as u32)
+    /// The origin of the node called `node_id` in the life numbered `boot`.
+    pub fn of(node_id: &str, boot: u8) -> Self {
+        let name = xxhash_rust::xxh3::xxh3_64(node_id.as_bytes()) as u32;
+        Self(name << BOOT_BITS | u32::from(boot))
+    }
+
+    /// Whether this is the node called `node_id`, in any of its lives.
+    pub fn is_of(self, node_id: &str) -> bool {
+        self.0 >> BOOT_BITS == Self::of(node_id, 0).0 >> BOOT_BITS
     }
 }
 

@@ -4,18 +4,21 @@
 //! API for others. Layers, each importing only what stands below it:
 //!
 //! ```text
-//! main -> node -> {mgmt} -> api -> operations -> store -> {hash, clock, duration}
+//! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, duration}
 //!           \-> http (codec)    runtime (cores, sockets, mailboxes)    telemetry    settings
 //! ```
 
 pub mod api;
 pub mod clock;
+pub mod cluster;
 pub mod duration;
 pub mod hash;
 pub mod http;
 pub mod mgmt;
+pub mod mutation;
 pub mod node;
 pub mod operations;
+pub mod peer;
 pub mod runtime;
 pub mod settings;
 pub mod store;

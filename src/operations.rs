@@ -1,27 +1,27 @@
-//! What may be asked of a core's items, and what comes back.
+//! What may be asked of a core, and what comes back.
 //!
-//! A core owns its shard outright ([`LocalStore`]); every other core that wants
-//! something of it sends a [`Batch`]: the operations of one pipelined read (or
-//! of one client batch) for that core, with their keys and values copied into
-//! one arena, so that one message, one wake-up and no allocation per operation
-//! carry them. The owner fills in one outcome per operation, in order, and sends
-//! the same box home. An [`Exchange`] is the sender's side: it sorts operations
-//! into batches and finds each outcome again by its [`Ticket`].
+//! The core that owns a key's partition deals with every operation on it
+//! ([`Coordinator`](crate::cluster::coordinator::Coordinator)); every other core
+//! that wants something of it sends a [`Batch`]: the operations of one pipelined
+//! read (or of one client batch) for that core, with their keys and values copied
+//! into one arena, so that one message, one wake-up and no allocation per operation
+//! carry them. The owner fills in one outcome per operation, in its own time, and
+//! sends the same box home when the last is there. An [`Exchange`] is the sender's
+//! side: it sorts operations into batches and finds each outcome again by its
+//! [`Ticket`].
 //!
-//! Everything here is plain data and calls on the store; who carries the boxes
-//! is the business of `node`. Bounds: a batch holds at most
-//! [`OPERATIONS_PER_BATCH`] operations, and stops copying values out at
-//! [`ANSWER_BYTES_MAX`]: what does not fit is answered [`Outcome::Overflow`].
-//!
-//! Versions are stamped here, by the core that owns the partition, so two writes
-//! of one key on one node never carry the same version.
+//! Everything here is plain data; who carries the boxes is the business of `node`.
+//! Bounds: a batch holds at most [`OPERATIONS_PER_BATCH`] operations, and stops
+//! copying values out at [`ANSWER_BYTES_MAX`]: what does not fit is answered
+//! [`Outcome::Overflow`].
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::clock::{HybridClock, Origin, UnixMs, Version};
+use crate::clock::{Origin, UnixMs, Version};
+use crate::cluster::Consistency;
 use crate::hash::{CoreCount, CoreId, KeyHash};
-use crate::store::{Applied, Content, ItemView, Shard, TooLarge, ValueIn, ValueView, Write};
+use crate::store::{ItemView, TooLarge, ValueIn, ValueView};
 
 /// How many operations one message between cores carries at most. Small enough
 /// that the owner's loop turns between two of them, large enough that the price
@@ -59,12 +59,44 @@ pub enum Outcome<V> {
     Found(Found<V>),
     /// The value is stored under this version.
     Stored(Version),
-    /// The key is deleted.
-    Deleted,
+    /// The key is deleted under this version.
+    Deleted(Version),
     /// The value is larger than this node takes; nothing was changed.
     TooLarge(TooLarge),
     /// The value was found, but the batch's answers are full.
     Overflow,
+    /// Too few owners answered. A write may have reached some and may survive.
+    Unreached {
+        /// Owners that answered.
+        reached: usize,
+        /// Owners that had to.
+        needed: usize,
+    },
+    /// This node has not found its cluster yet.
+    Joining,
+}
+
+impl<V> Outcome<V> {
+    fn map<W>(self, value: impl FnOnce(V) -> Option<W>) -> Outcome<W> {
+        match self {
+            Self::Missing => Outcome::Missing,
+            Self::Found(found) => match value(found.value) {
+                None => Outcome::Overflow,
+                Some(value) => Outcome::Found(Found {
+                    value,
+                    version: found.version,
+                    origin: found.origin,
+                    expires_at: found.expires_at,
+                }),
+            },
+            Self::Stored(version) => Outcome::Stored(version),
+            Self::Deleted(version) => Outcome::Deleted(version),
+            Self::TooLarge(too_large) => Outcome::TooLarge(too_large),
+            Self::Overflow => Outcome::Overflow,
+            Self::Unreached { reached, needed } => Outcome::Unreached { reached, needed },
+            Self::Joining => Outcome::Joining,
+        }
+    }
 }
 
 /// An item that was read, without its key.
@@ -88,149 +120,6 @@ impl<'a> From<ItemView<'a>> for Found<ValueView<'a>> {
             version: item.version,
             origin: item.origin,
             expires_at: item.expires_at,
-        }
-    }
-}
-
-/// One core's items and the clock that stamps their versions.
-#[derive(Debug)]
-pub struct LocalStore {
-    shard: Shard,
-    clock: HybridClock,
-    origin: Origin,
-    tombstone_ttl_ms: u64,
-}
-
-impl LocalStore {
-    /// The store of one core of the node called by `origin`.
-    pub fn new(shard: Shard, origin: Origin, tombstone_ttl_ms: u64) -> Self {
-        Self {
-            shard,
-            clock: HybridClock::default(),
-            origin,
-            tombstone_ttl_ms,
-        }
-    }
-
-    /// The items themselves.
-    pub fn shard(&self) -> &Shard {
-        &self.shard
-    }
-
-    /// The items themselves, for housekeeping (reaping, eviction, clearing).
-    pub fn shard_mut(&mut self) -> &mut Shard {
-        &mut self.shard
-    }
-
-    /// Reads a key.
-    #[inline]
-    pub fn get(&mut self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {
-        self.shard.get(hash, key, now)
-    }
-
-    /// Writes a key and tells the version it got.
-    ///
-    /// # Errors
-    ///
-    /// [`TooLarge`] when the value does not fit; what the key held stays.
-    pub fn put(
-        &mut self,
-        hash: KeyHash,
-        key: &[u8],
-        value: ValueIn<'_>,
-        expires_at: Option<UnixMs>,
-        now: UnixMs,
-    ) -> Result<Version, TooLarge> {
-        self.write(hash, key, Content::Value { value, expires_at }, now)
-    }
-
-    /// Deletes a key, leaving a tombstone.
-    pub fn delete(&mut self, hash: KeyHash, key: &[u8], now: UnixMs) {
-        let expires_at = UnixMs(now.0.saturating_add(self.tombstone_ttl_ms));
-        // A tombstone has no value that could be too large.
-        let _ = self.write(hash, key, Content::Tombstone { expires_at }, now);
-    }
-
-    fn write(
-        &mut self,
-        hash: KeyHash,
-        key: &[u8],
-        content: Content<'_>,
-        now: UnixMs,
-    ) -> Result<Version, TooLarge> {
-        let version = self.clock.stamp(now);
-        let write = Write {
-            hash,
-            key,
-            version,
-            origin: self.origin,
-            content,
-        };
-        let applied = self.shard.apply(write, now)?;
-        debug_assert!(
-            applied == Applied::Stored,
-            "a fresh stamp is newer than all before it"
-        );
-        Ok(version)
-    }
-
-    /// Carries out a batch that another core (or this one) put together.
-    pub fn run(&mut self, batch: &mut Batch, now: UnixMs) {
-        let Batch {
-            operations,
-            outcomes,
-            arena,
-            ..
-        } = batch;
-        outcomes.clear();
-        let answers_start = arena.len();
-        for operation in operations.drain(..) {
-            let StoredOperation { hash, key, action } = operation;
-            let outcome = match action {
-                StoredAction::Get => match self.shard.get(hash, &arena[key.clone()], now) {
-                    None => Outcome::Missing,
-                    Some(item) => {
-                        let found = Found::from(item);
-                        match carry(found.value, arena, answers_start) {
-                            None => Outcome::Overflow,
-                            Some(value) => Outcome::Found(Found {
-                                value,
-                                version: found.version,
-                                origin: found.origin,
-                                expires_at: found.expires_at,
-                            }),
-                        }
-                    }
-                },
-                StoredAction::Put { value, expires_at } => {
-                    let value = match value {
-                        Carried::Copied(range) => ValueIn::Bytes(&arena[range]),
-                        Carried::Shared(bytes) => ValueIn::Shared(bytes),
-                    };
-                    match self.put(hash, &arena[key.clone()], value, expires_at, now) {
-                        Ok(version) => Outcome::Stored(version),
-                        Err(too_large) => Outcome::TooLarge(too_large),
-                    }
-                }
-                StoredAction::Delete => {
-                    self.delete(hash, &arena[key.clone()], now);
-                    Outcome::Deleted
-                }
-            };
-            outcomes.push((key, outcome));
-        }
-    }
-}
-
-/// Copies a small value into the arena, or takes another reference to a large one.
-fn carry(value: ValueView<'_>, arena: &mut Vec<u8>, answers_start: usize) -> Option<Carried> {
-    match value {
-        ValueView::Shared(bytes) => Some(Carried::Shared(Arc::clone(bytes))),
-        ValueView::Bytes(bytes) => {
-            if arena.len() - answers_start + bytes.len() > ANSWER_BYTES_MAX {
-                return None;
-            }
-            Some(Carried::Copied(append(arena, bytes)))
         }
     }
 }
@@ -263,6 +152,32 @@ struct StoredOperation {
     hash: KeyHash,
     key: Range<usize>,
     action: StoredAction,
+    consistency: Consistency,
+    outcome: Option<Outcome<Carried>>,
+}
+
+/// One operation of a batch.
+#[derive(Debug)]
+pub struct Operation<'a> {
+    /// The key's hash.
+    pub hash: KeyHash,
+    /// The key.
+    pub key: &'a [u8],
+    /// What to do with it.
+    pub action: Action<'a>,
+    /// How many owners must have answered.
+    pub consistency: Consistency,
+}
+
+/// Who waits for a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// The core whose connection it is.
+    pub core: CoreId,
+    /// The number of the connection's reply there.
+    pub reply: usize,
+    /// The core that the batch was sent to.
+    pub served_by: CoreId,
 }
 
 /// Operations for one core, and afterwards their outcomes.
@@ -272,7 +187,7 @@ pub struct Batch {
     slot: u32,
     arena: Vec<u8>,
     operations: Vec<StoredOperation>,
-    outcomes: Vec<(Range<usize>, Outcome<Carried>)>,
+    answer_bytes: usize,
 }
 
 impl Batch {
@@ -281,14 +196,60 @@ impl Batch {
         self.target
     }
 
-    /// How many operations wait to be carried out.
+    /// How many operations it holds.
     pub fn len(&self) -> usize {
         self.operations.len()
     }
 
-    /// Whether no operation waits to be carried out.
+    /// Whether it holds no operation.
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty()
+    }
+
+    /// The operation numbered `index`, which is below [`Batch::len`].
+    pub fn operation(&self, index: usize) -> Operation<'_> {
+        let operation = &self.operations[index];
+        let action = match &operation.action {
+            StoredAction::Get => Action::Get,
+            StoredAction::Delete => Action::Delete,
+            StoredAction::Put { value, expires_at } => Action::Put {
+                value: match value {
+                    Carried::Copied(range) => ValueIn::Bytes(&self.arena[range.clone()]),
+                    Carried::Shared(bytes) => ValueIn::Shared(Arc::clone(bytes)),
+                },
+                expires_at: *expires_at,
+            },
+        };
+        Operation {
+            hash: operation.hash,
+            key: &self.arena[operation.key.clone()],
+            action,
+            consistency: operation.consistency,
+        }
+    }
+
+    /// Says what became of the operation numbered `index`. A small value is copied,
+    /// a large one referenced.
+    pub fn finish(&mut self, index: usize, outcome: Outcome<ValueView<'_>>) {
+        let Self {
+            arena,
+            operations,
+            answer_bytes,
+            ..
+        } = self;
+        operations[index].outcome = Some(outcome.map(|value| match value {
+            ValueView::Shared(bytes) => Some(Carried::Shared(Arc::clone(bytes))),
+            ValueView::Bytes(bytes) => {
+                *answer_bytes += bytes.len();
+                (*answer_bytes <= ANSWER_BYTES_MAX).then(|| Carried::Copied(append(arena, bytes)))
+            }
+        }));
+    }
+
+    fn clear(&mut self) {
+        self.operations.clear();
+        self.arena.clear();
+        self.answer_bytes = 0;
     }
 }
 
@@ -334,7 +295,13 @@ impl Exchange {
     }
 
     /// Adds an operation for `core`, copying its key and, if small, its value.
-    pub fn add(&mut self, core: CoreId, hash: KeyHash, key: &[u8], action: Action<'_>) -> Ticket {
+    pub fn add(&mut self, core: CoreId, operation: Operation<'_>) -> Ticket {
+        let Operation {
+            hash,
+            key,
+            action,
+            consistency,
+        } = operation;
         let slot = match self.open[core.index()] {
             Some(slot) => slot,
             None => self.open_batch(core),
@@ -355,7 +322,13 @@ impl Exchange {
             }
         };
         let index = batch.operations.len() as u32;
-        batch.operations.push(StoredOperation { hash, key, action });
+        batch.operations.push(StoredOperation {
+            hash,
+            key,
+            action,
+            consistency,
+            outcome: None,
+        });
         if batch.operations.len() == OPERATIONS_PER_BATCH {
             self.open[core.index()] = None;
         }
@@ -375,7 +348,7 @@ impl Exchange {
                 slot,
                 arena: Vec::new(),
                 operations: Vec::new(),
-                outcomes: Vec::new(),
+                answer_bytes: 0,
             }),
         };
         self.batches.push(Some(batch));
@@ -406,13 +379,8 @@ impl Exchange {
     /// its batch was put back.
     pub fn outcome(&self, ticket: Ticket) -> Option<(&[u8], Outcome<ValueView<'_>>)> {
         let batch = self.batches.get(ticket.slot as usize)?.as_ref()?;
-        let (key, outcome) = batch.outcomes.get(ticket.index as usize)?;
-        let outcome = match outcome {
-            Outcome::Missing => Outcome::Missing,
-            Outcome::Stored(version) => Outcome::Stored(*version),
-            Outcome::Deleted => Outcome::Deleted,
-            Outcome::TooLarge(too_large) => Outcome::TooLarge(*too_large),
-            Outcome::Overflow => Outcome::Overflow,
+        let operation = batch.operations.get(ticket.index as usize)?;
+        let outcome = match operation.outcome.as_ref()? {
             Outcome::Found(found) => Outcome::Found(Found {
                 value: match &found.value {
                     Carried::Copied(range) => ValueView::Bytes(&batch.arena[range.clone()]),
@@ -422,17 +390,25 @@ impl Exchange {
                 origin: found.origin,
                 expires_at: found.expires_at,
             }),
+            Outcome::Missing => Outcome::Missing,
+            Outcome::Stored(version) => Outcome::Stored(*version),
+            Outcome::Deleted(version) => Outcome::Deleted(*version),
+            Outcome::TooLarge(too_large) => Outcome::TooLarge(*too_large),
+            Outcome::Overflow => Outcome::Overflow,
+            Outcome::Unreached { reached, needed } => Outcome::Unreached {
+                reached: *reached,
+                needed: *needed,
+            },
+            Outcome::Joining => Outcome::Joining,
         };
-        Some((&batch.arena[key.clone()], outcome))
+        Some((&batch.arena[operation.key.clone()], outcome))
     }
 
     /// Forgets all operations and outcomes; keeps small boxes for the next round.
     pub fn reset(&mut self) {
         self.open.fill(None);
         for mut batch in self.batches.drain(..).flatten() {
-            batch.operations.clear();
-            batch.outcomes.clear();
-            batch.arena.clear();
+            batch.clear();
             if batch.arena.capacity() <= ARENA_BYTES_KEPT && self.spare.len() < self.open.len() {
                 self.spare.push(batch);
             }

@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use hypercache::api::{Api, Moment, NodeFacts, Turn};
 use hypercache::clock::{Origin, UnixMs};
+use hypercache::cluster::coordinator::Config;
+use hypercache::cluster::hints::HintLimits;
+use hypercache::cluster::{Consistency, Coordinator, LocalStore, View};
 use hypercache::hash::{CoreCount, CoreId};
 use hypercache::http::{HttpDate, Limits, parse_head};
-use hypercache::operations::{Exchange, LocalStore};
+use hypercache::operations::Exchange;
 use hypercache::store::{EvictionPolicy, Shard, ShardConfig};
 
 struct Counting;
@@ -47,12 +50,8 @@ static ALLOCATOR: Counting = Counting;
 fn api() -> Api {
     let facts = NodeFacts {
         node_id: "n".to_owned(),
-        origin: Origin::of("n"),
-        owners: vec!["n".to_owned()],
-        replication: 1,
-        virtual_nodes: 64,
-        client_address: String::new(),
-        peer_address: String::new(),
+        read_consistency: Consistency::One,
+        write_consistency: Consistency::Quorum,
         batch_items_max: 10,
     };
     Api {
@@ -74,13 +73,32 @@ fn a_get_hit_allocates_nothing() {
         tombstones_max: 10,
         eviction: EvictionPolicy::default(),
     });
-    let mut store = LocalStore::new(shard.unwrap(), Origin::of("n"), 1000);
+    let now = UnixMs(1_800_000_000_000);
+    let view = Arc::new(View::alone("n", 3, 64));
+    let config = Config {
+        core: CoreId::new(0),
+        cores: CoreCount::ONE,
+        hints: HintLimits {
+            ttl_ms: 1,
+            per_node: 1,
+            per_node_bytes: 1,
+            total: 1,
+            total_bytes: 1,
+        },
+        hint_replay_ms: 1,
+        clock_skew_ms_max: 1,
+        sync_interval_ms: 1,
+        bootstrap_timeout_ms: 1,
+    };
+    let local = LocalStore::new(shard.unwrap(), Origin::of("n", 0), 1000);
+    let mut cluster = Coordinator::new(config, local, Arc::clone(&view), 1, now);
     let mut turn = Turn::new(Exchange::new(CoreCount::ONE));
     let date = HttpDate::at(0);
     let moment = Moment {
-        now: UnixMs(1_800_000_000_000),
+        now,
         date: &date,
         stopping: false,
+        view: &view,
     };
     let limits = Limits {
         head_bytes_max: 16 << 10,
@@ -90,7 +108,7 @@ fn a_get_hit_allocates_nothing() {
     };
     let mut handle = |input: &[u8], body: &[u8], turn: &mut Turn| {
         let head = parse_head(input, &limits).unwrap().unwrap();
-        let job = api.handle(&head, Cow::Borrowed(body), &mut store, turn, moment);
+        let job = api.handle(&head, Cow::Borrowed(body), &mut cluster, turn, moment);
         assert!(job.is_none());
     };
 

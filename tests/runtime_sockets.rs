@@ -234,7 +234,7 @@ fn a_closed_listener_ends_its_pending_accept() {
         ended.wait().await;
         closer.close();
         assert!(
-            connect(addr, LONG).await.is_err(),
+            connect(addr, LONG, None).await.is_err(),
             "nobody listens any more"
         );
     });
@@ -249,7 +249,7 @@ fn every_core_can_listen_on_the_same_port() {
         let port = addr.port();
         drop(second);
         let listener = Listener::from_std(first).unwrap();
-        let here = connect(([127, 0, 0, 1], port).into(), LONG).await.unwrap();
+        let here = connect(([127, 0, 0, 1], port).into(), LONG, None).await.unwrap();
         let (there, peer) = listener.accept().await.unwrap();
         assert!(
             peer.is_ipv4(),
@@ -266,7 +266,7 @@ fn connecting_fails_when_refused_and_when_unanswered() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = closed.local_addr().unwrap();
         drop(closed);
-        let refused = connect(addr, LONG).await.err().unwrap();
+        let refused = connect(addr, LONG, None).await.err().unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
 
         // A full accept queue makes the kernel ignore further attempts.
@@ -274,7 +274,7 @@ fn connecting_fails_when_refused_and_when_unanswered() {
         let addr = full.local_addr().unwrap();
         let mut queued = Vec::new();
         let unanswered = loop {
-            match connect(addr, Duration::from_millis(20)).await {
+            match connect(addr, Duration::from_millis(20), None).await {
                 Ok(stream) => queued.push(stream),
                 Err(error) => break error,
             }

@@ -16,11 +16,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::key::{Base64Text, ItemFields, check, expiry, value_in};
+use super::owners::OwnerIds;
 use super::{Api, ApiError, Job, Writer, key_text, to_json};
 use crate::clock::UnixMs;
+use crate::cluster::Consistency;
 use crate::hash::KeyHash;
 use crate::http::{Connection, Status};
-use crate::operations::{Action, Exchange, Outcome, Ticket};
+use crate::operations::{Action, Exchange, Operation, Outcome, Ticket};
 
 /// How large the JSON answer to one batch may grow.
 pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
@@ -44,6 +46,7 @@ pub enum Kind {
 pub struct Request {
     kind: Kind,
     body: Vec<u8>,
+    consistency: Consistency,
     /// What the answer says about the connection.
     pub connection: Connection,
 }
@@ -63,10 +66,16 @@ enum Progress {
 }
 
 /// Takes the body for later.
-pub fn plan(kind: Kind, body: Cow<'_, [u8]>, connection: Connection) -> Job {
+pub fn plan(
+    kind: Kind,
+    body: Cow<'_, [u8]>,
+    consistency: Consistency,
+    connection: Connection,
+) -> Job {
     Job::Batch(Request {
         kind,
         body: body.into_owned(),
+        consistency,
         connection,
     })
 }
@@ -114,6 +123,12 @@ impl Request {
             )));
         }
         let items_max = api.facts.batch_items_max;
+        let consistency = self.consistency;
+        let mut asking = Asking {
+            api,
+            exchange,
+            consistency,
+        };
         match self.kind {
             Kind::Get | Kind::Delete => {
                 let action = || {
@@ -126,7 +141,7 @@ impl Request {
                 let body: KeysBody<'_> = simd_json::serde::from_slice(&mut self.body)
                     .map_err(|error| malformed("{\"keys\":[…]}", &error))?;
                 bound(body.keys.len(), items_max)?;
-                let ask = |key: &Cow<'_, str>| ask_one(api, exchange, key, 0, Ok(action()));
+                let ask = |key: &Cow<'_, str>| asking.one(key, 0, Ok(action()));
                 Ok(body.keys.iter().map(ask).collect())
             }
             Kind::Put => {
@@ -136,7 +151,7 @@ impl Request {
                 Ok(body
                     .items
                     .iter()
-                    .map(|item| ask_put(api, exchange, item, now))
+                    .map(|item| asking.put(item, now))
                     .collect())
             }
         }
@@ -177,6 +192,7 @@ impl Request {
                     let (key, outcome) = exchange
                         .outcome(*ticket)
                         .ok_or_else(|| ApiError::internal("the owning core did not answer"))?;
+                    let owners = OwnerIds::of(writer.view, key);
                     let key = key_text(key);
                     match outcome {
                         Outcome::TooLarge(too_large) => {
@@ -184,6 +200,12 @@ impl Request {
                             self.refused(out, &key, &error)?;
                         }
                         Outcome::Overflow => return Err(answer_too_large()),
+                        Outcome::Unreached { reached, needed } => {
+                            let writes = self.kind != Kind::Get;
+                            let error = ApiError::unreached(writes, reached, needed);
+                            self.refused(out, &key, &error)?;
+                        }
+                        Outcome::Joining => self.refused(out, &key, &ApiError::joining())?,
                         Outcome::Missing => {
                             to_json(
                                 out,
@@ -199,8 +221,8 @@ impl Request {
                             let held = Some(Held {
                                 value: Base64Text(value),
                                 value_encoding: "base64",
-                                item: ItemFields::of(&found, facts, now),
-                                owners: &facts.owners,
+                                item: ItemFields::of(&found, writer.view, now),
+                                owners,
                             });
                             to_json(
                                 out,
@@ -212,7 +234,6 @@ impl Request {
                             )?;
                         }
                         Outcome::Stored(_) => {
-                            let owners = &facts.owners;
                             to_json(
                                 out,
                                 &PutResult {
@@ -223,8 +244,7 @@ impl Request {
                                 },
                             )?;
                         }
-                        Outcome::Deleted => {
-                            let owners = &facts.owners;
+                        Outcome::Deleted(_) => {
                             to_json(
                                 out,
                                 &DeleteResult {
@@ -285,47 +305,56 @@ impl Request {
     }
 }
 
-fn ask_put(api: &Api, exchange: &mut Exchange, item: &PutItem<'_>, now: UnixMs) -> Entry {
-    let decoded = match item.value_encoding.as_deref() {
-        Some("base64") => match STANDARD.decode(item.value.as_bytes()) {
-            Ok(bytes) => Cow::Owned(bytes),
-            Err(_) => {
-                let error = ApiError::bad_request("the value is not valid base64");
-                return ask_one(api, exchange, &item.key, 0, Err(error));
-            }
-        },
-        _ => Cow::Borrowed(item.value.as_bytes()),
-    };
-    let action = match u64::try_from(item.ttl_ms.unwrap_or(0)) {
-        Ok(ttl_ms) => Ok(Action::Put {
-            value: value_in(&decoded),
-            expires_at: expiry(ttl_ms, now),
-        }),
-        Err(_) => Err(ApiError::bad_request("ttl_ms must be zero or more")),
-    };
-    ask_one(api, exchange, &item.key, decoded.len(), action)
+/// Adds the operations of one batch to an exchange.
+struct Asking<'a> {
+    api: &'a Api,
+    exchange: &'a mut Exchange,
+    consistency: Consistency,
 }
 
-fn ask_one(
-    api: &Api,
-    exchange: &mut Exchange,
-    key: &str,
-    bytes: usize,
-    action: Result<Action<'_>, ApiError>,
-) -> Entry {
-    let progress = match check(key.as_bytes()).and(action) {
-        Err(error) => Progress::Refused {
-            key: key.to_owned(),
-            error,
-        },
-        Ok(action) => {
-            let hash = KeyHash::of(key.as_bytes());
-            let owner = hash.partition().core(api.cores);
-            let ticket = exchange.add(owner, hash, key.as_bytes(), action);
-            Progress::Asked { ticket, bytes }
-        }
-    };
-    Entry { progress }
+impl Asking<'_> {
+    fn put(&mut self, item: &PutItem<'_>, now: UnixMs) -> Entry {
+        let decoded = match item.value_encoding.as_deref() {
+            Some("base64") => match STANDARD.decode(item.value.as_bytes()) {
+                Ok(bytes) => Cow::Owned(bytes),
+                Err(_) => {
+                    let error = ApiError::bad_request("the value is not valid base64");
+                    return self.one(&item.key, 0, Err(error));
+                }
+            },
+            _ => Cow::Borrowed(item.value.as_bytes()),
+        };
+        let action = match u64::try_from(item.ttl_ms.unwrap_or(0)) {
+            Ok(ttl_ms) => Ok(Action::Put {
+                value: value_in(&decoded),
+                expires_at: expiry(ttl_ms, now),
+            }),
+            Err(_) => Err(ApiError::bad_request("ttl_ms must be zero or more")),
+        };
+        self.one(&item.key, decoded.len(), action)
+    }
+
+    fn one(&mut self, key: &str, bytes: usize, action: Result<Action<'_>, ApiError>) -> Entry {
+        let progress = match check(key.as_bytes()).and(action) {
+            Err(error) => Progress::Refused {
+                key: key.to_owned(),
+                error,
+            },
+            Ok(action) => {
+                let hash = KeyHash::of(key.as_bytes());
+                let owner = hash.partition().core(self.api.cores);
+                let operation = Operation {
+                    hash,
+                    key: key.as_bytes(),
+                    action,
+                    consistency: self.consistency,
+                };
+                let ticket = self.exchange.add(owner, operation);
+                Progress::Asked { ticket, bytes }
+            }
+        };
+        Entry { progress }
+    }
 }
 
 fn bound(items: usize, items_max: usize) -> Result<(), ApiError> {
@@ -390,7 +419,7 @@ struct Held<'a> {
     value_encoding: &'static str,
     #[serde(flatten)]
     item: ItemFields<'a>,
-    owners: &'a [String],
+    owners: OwnerIds<'a>,
 }
 
 #[derive(Serialize)]
@@ -398,14 +427,14 @@ struct PutResult<'a> {
     key: Cow<'a, str>,
     stored: bool,
     bytes: usize,
-    owners: &'a [String],
+    owners: OwnerIds<'a>,
 }
 
 #[derive(Serialize)]
 struct DeleteResult<'a> {
     key: Cow<'a, str>,
     deleted: bool,
-    owners: &'a [String],
+    owners: OwnerIds<'a>,
 }
 
 #[derive(Serialize)]

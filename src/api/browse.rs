@@ -28,9 +28,11 @@ const MATCHES_MAX: usize = 50_000;
 const ITEMS_PER_STEP: usize = 2048;
 
 /// A listing that was asked for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Request {
     filter: Arc<KeyFilter>,
+    /// The filter as it was given, for other nodes.
+    pattern: Arc<[u8]>,
     cursor: usize,
     limit: usize,
     matches_max: usize,
@@ -46,6 +48,7 @@ pub struct Request {
 pub fn plan(query: Option<&[u8]>, connection: Connection) -> Result<Request, ApiError> {
     let mut request = Request {
         filter: Arc::new(KeyFilter::parse(b"").map_err(|_| bad_pattern(b""))?),
+        pattern: Arc::from(&b""[..]),
         cursor: 0,
         limit: LIMIT_DEFAULT,
         matches_max: MATCHES_DEFAULT,
@@ -58,6 +61,7 @@ pub fn plan(query: Option<&[u8]>, connection: Connection) -> Result<Request, Api
             b"q" => {
                 let filter = KeyFilter::parse(&value).map_err(|_| bad_pattern(&value))?;
                 request.filter = Arc::new(filter);
+                request.pattern = Arc::from(&*value);
             }
             b"cursor" => request.cursor = number("cursor", &value, 0)?,
             b"limit" => request.limit = number("limit", &value, 1)?.min(LIMIT_MAX),
@@ -149,6 +153,8 @@ struct ListKeysResponse<'a> {
     total_matched: usize,
     truncated: bool,
     node: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    partial_nodes: Vec<String>,
 }
 
 impl Request {
@@ -163,15 +169,41 @@ impl Request {
         }
     }
 
-    /// Merges the finished scans of all cores and writes the page.
-    pub fn answer(&self, scans: Vec<KeyScan>, writer: &mut Writer<'_>) {
+    /// The query by which another node is asked for the same keys.
+    pub fn query(&self) -> String {
+        let pattern: String = self
+            .pattern
+            .iter()
+            .map(|byte| format!("%{byte:02X}"))
+            .collect();
+        format!("q={pattern}&max={}", self.matches_max)
+    }
+
+    /// What another node has found.
+    pub fn found_elsewhere(&self, keys: Vec<Box<[u8]>>, truncated: bool) -> KeyScan {
+        KeyScan {
+            found: keys.into(),
+            truncated,
+            ..self.scan()
+        }
+    }
+
+    /// Merges finished scans: the smallest keys, in order, and whether some were left out.
+    pub fn merge(&self, scans: Vec<KeyScan>) -> (Vec<Box<[u8]>>, bool) {
         let mut truncated = scans.iter().any(|scan| scan.truncated);
         let mut keys: Vec<Box<[u8]>> = scans.into_iter().flat_map(|scan| scan.found).collect();
         keys.sort_unstable();
         keys.dedup();
         truncated |= keys.len() > self.matches_max;
         keys.truncate(self.matches_max);
+        (keys, truncated)
+    }
 
+    /// Merges the finished scans of all cores and nodes and writes the page; `silent`
+    /// names the nodes that did not answer.
+    pub fn answer(&self, scans: Vec<KeyScan>, mut silent: Vec<String>, writer: &mut Writer<'_>) {
+        let (keys, truncated) = self.merge(scans);
+        silent.sort_unstable();
         let start = self.cursor.min(keys.len());
         let end = start.saturating_add(self.limit).min(keys.len());
         let next_cursor = if end < keys.len() {
@@ -185,6 +217,7 @@ impl Request {
             total_matched: keys.len(),
             truncated,
             node: &writer.facts.node_id,
+            partial_nodes: silent,
         };
         writer.json(Status::Ok, &body);
     }

@@ -2,7 +2,18 @@
 
 use std::borrow::Cow;
 
+use serde::Serialize;
+
 use crate::http::{RequestError, Status};
+
+/// What a program may want to know besides the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Details {
+    /// Owners that answered.
+    pub reached: usize,
+    /// Owners that had to.
+    pub needed: usize,
+}
 
 /// An error as the contract words it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +28,8 @@ pub struct ApiError {
     pub allow: Option<String>,
     /// Seconds after which trying again makes sense, for 503.
     pub retry_after_s: Option<u32>,
+    /// More about it, for programs.
+    pub details: Option<Details>,
 }
 
 impl ApiError {
@@ -27,6 +40,7 @@ impl ApiError {
             message: message.into(),
             allow: None,
             retry_after_s: None,
+            details: None,
         }
     }
 
@@ -66,6 +80,35 @@ impl ApiError {
         let mut error = Self::new(Status::ServiceUnavailable, "INTERNAL", message);
         error.retry_after_s = Some(1);
         error
+    }
+
+    /// 401: credentials are missing or wrong.
+    pub fn unauthorized() -> Self {
+        Self::new(
+            Status::Unauthorized,
+            "UNAUTHORIZED",
+            "credentials are missing or wrong",
+        )
+    }
+
+    /// 503: too few owners answered in time.
+    pub fn unreached(writes: bool, reached: usize, needed: usize) -> Self {
+        let message = if writes {
+            format!(
+                "the write is not acknowledged: {reached} of {needed} owners took it; it may \
+                 survive or be lost"
+            )
+        } else {
+            format!("{reached} of {needed} owners answered")
+        };
+        let mut error = Self::unavailable(message);
+        error.details = Some(Details { reached, needed });
+        error
+    }
+
+    /// 503: this node has just started and knows no other yet.
+    pub fn joining() -> Self {
+        Self::unavailable("the node is joining its cluster")
     }
 
     /// 408: the request did not arrive in time.

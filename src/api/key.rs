@@ -9,12 +9,13 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+use super::owners::OwnerIds;
 use super::{Api, ApiError, Moment, Turn, Writer, key_text};
 use crate::clock::UnixMs;
+use crate::cluster::{Coordinator, View};
 use crate::duration::GoDuration;
-use crate::hash::KeyHash;
 use crate::http::{Connection, Head, Query, Status, percent_decode};
-use crate::operations::{Action, Found, LocalStore, Outcome};
+use crate::operations::{Action, Found, Operation, Outcome};
 use crate::store::{KEY_BYTES_MAX, SHARED_VALUE_BYTES, ValueIn, ValueView};
 
 /// What is asked of the key.
@@ -35,6 +36,27 @@ pub enum Request<'a> {
     },
     /// To hold nothing.
     Delete,
+}
+
+impl<'a> Request<'a> {
+    /// Whether it changes anything.
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Put { .. } | Self::Delete)
+    }
+
+    /// What to do, and how to tell what came of it.
+    pub fn parts(self) -> (Action<'a>, Render) {
+        match self {
+            Self::Get(render) => (Action::Get, render),
+            Self::Head => (Action::Get, Render::Head),
+            Self::Put {
+                value,
+                expires_at,
+                render,
+            } => (Action::Put { value, expires_at }, render),
+            Self::Delete => (Action::Delete, Render::Delete),
+        }
+    }
 }
 
 /// How an outcome becomes an answer.
@@ -165,58 +187,45 @@ fn ttl_ms(query: &[u8]) -> Result<u64, ApiError> {
     Ok(0)
 }
 
-/// Carries a request out on this core, or leaves it to the key's own core.
+/// Carries an operation out if this core can do so alone, or leaves it to the key's
+/// own core and to other nodes.
 #[inline]
 pub fn serve(
     api: &Api,
-    request: Request<'_>,
-    key: &[u8],
-    store: &mut LocalStore,
+    operation: Operation<'_>,
+    render: Render,
+    cluster: &mut Coordinator,
     turn: &mut Turn,
     connection: Connection,
     moment: Moment<'_>,
 ) {
-    let hash = KeyHash::of(key);
-    let owner = hash.partition().core(api.cores);
-    let (action, render) = match request {
-        Request::Get(render) => (Action::Get, render),
-        Request::Head => (Action::Get, Render::Head),
-        Request::Put {
-            value,
-            expires_at,
-            render,
-        } => (Action::Put { value, expires_at }, render),
-        Request::Delete => (Action::Delete, Render::Delete),
-    };
-    if owner != api.core {
-        let ticket = turn.exchange.add(owner, hash, key, action);
-        turn.leave_gap(ticket, render, connection);
-        return;
+    let owner = operation.hash.partition().core(api.cores);
+    if owner == api.core {
+        let Operation {
+            hash,
+            key,
+            consistency,
+            ..
+        } = operation;
+        let outcome = match operation.action {
+            Action::Get => cluster.get_here(hash, key, consistency, moment.now),
+            _ => cluster.write_here(&operation, moment.now),
+        };
+        if let Some(outcome) = outcome {
+            let mut writer = Writer {
+                answers: &mut turn.answers,
+                facts: &api.facts,
+                view: moment.view,
+                date: moment.date,
+                connection,
+                head_only: matches!(render, Render::Head),
+            };
+            render.answer(&mut writer, key, outcome, moment.now);
+            return;
+        }
     }
-    let mut writer = Writer {
-        answers: &mut turn.answers,
-        facts: &api.facts,
-        date: moment.date,
-        connection,
-        head_only: matches!(render, Render::Head),
-    };
-    let outcome = match action {
-        Action::Get => match store.get(hash, key, moment.now) {
-            Some(item) => Outcome::Found(item.into()),
-            None => Outcome::Missing,
-        },
-        Action::Put { value, expires_at } => {
-            match store.put(hash, key, value, expires_at, moment.now) {
-                Ok(version) => Outcome::Stored(version),
-                Err(too_large) => Outcome::TooLarge(too_large),
-            }
-        }
-        Action::Delete => {
-            store.delete(hash, key, moment.now);
-            Outcome::Deleted
-        }
-    };
-    render.answer(&mut writer, key, outcome, moment.now);
+    let ticket = turn.exchange.add(owner, operation);
+    turn.leave_gap(ticket, render, connection);
 }
 
 impl Render {
@@ -233,10 +242,10 @@ impl Render {
             (Self::Octets, Outcome::Found(found)) => writer.octets(found.value),
             (_, Outcome::Missing) => writer.error(&ApiError::not_found("key not found")),
             (Self::Envelope, Outcome::Found(found)) => {
-                let envelope = ItemEnvelope::of(key, &found, writer.facts, now);
+                let envelope = ItemEnvelope::of(key, &found, writer, now);
                 writer.json(Status::Ok, &envelope);
             }
-            (_, Outcome::Found(found)) => metadata(writer, &found, now),
+            (_, Outcome::Found(found)) => metadata(writer, key, &found, now),
             (render, Outcome::Stored(_)) => {
                 let (bytes, ttl_ms) = match render {
                     Self::Put { bytes, ttl_ms } => (bytes, ttl_ms),
@@ -249,17 +258,17 @@ impl Render {
                     ttl_ms: (ttl_ms > 0).then_some(ttl_ms),
                     bytes,
                     node: &facts.node_id,
-                    owners: &facts.owners,
+                    owners: OwnerIds::of(writer.view, key),
                 };
                 writer.json(Status::Ok, &body);
             }
-            (_, Outcome::Deleted) => {
+            (_, Outcome::Deleted(_)) => {
                 let facts = writer.facts;
                 let body = DeleteResponse {
                     key: key_text(key),
                     deleted: true,
                     node: &facts.node_id,
-                    owners: &facts.owners,
+                    owners: OwnerIds::of(writer.view, key),
                 };
                 writer.json(Status::Ok, &body);
             }
@@ -272,23 +281,30 @@ impl Render {
                     "too many bytes in one pipelined batch",
                 ));
             }
+            (render, Outcome::Unreached { reached, needed }) => {
+                let writes = matches!(render, Self::Put { .. } | Self::Delete);
+                writer.error(&ApiError::unreached(writes, reached, needed));
+            }
+            (_, Outcome::Joining) => writer.error(&ApiError::joining()),
         }
     }
 }
 
 /// The answer to HEAD: everything about the item but its bytes.
-fn metadata(writer: &mut Writer<'_>, found: &Found<ValueView<'_>>, now: UnixMs) {
+fn metadata(writer: &mut Writer<'_>, key: &[u8], found: &Found<ValueView<'_>>, now: UnixMs) {
     let facts = writer.facts;
+    let view = writer.view;
     let version = found.version.get().to_string();
     let last_updated = Rfc3339(found.version.stamped_at()).to_string();
-    let owners = facts.owners.join(",");
+    let owners: Vec<&str> = OwnerIds::of(view, key).iter().collect();
+    let owners = owners.join(",");
     let mut extra: Vec<(&str, &[u8])> = vec![
         ("X-Cache-Version", version.as_bytes()),
         ("X-Cache-Last-Updated", last_updated.as_bytes()),
         ("X-Cache-Owners", owners.as_bytes()),
         ("X-Cache-Node", facts.node_id.as_bytes()),
     ];
-    if let Some(origin) = facts.origin_name(found.origin) {
+    if let Some(origin) = view.origin_name(found.origin) {
         extra.push(("X-Cache-Origin", origin.as_bytes()));
     }
     let expiry = found.expires_at.map(|at| {
@@ -319,7 +335,7 @@ struct PutResponse<'a> {
     ttl_ms: Option<u64>,
     bytes: usize,
     node: &'a str,
-    owners: &'a [String],
+    owners: OwnerIds<'a>,
 }
 
 #[derive(Serialize)]
@@ -327,7 +343,7 @@ struct DeleteResponse<'a> {
     key: Cow<'a, str>,
     deleted: bool,
     node: &'a str,
-    owners: &'a [String],
+    owners: OwnerIds<'a>,
 }
 
 #[derive(Serialize)]
@@ -338,23 +354,18 @@ struct ItemEnvelope<'a> {
     #[serde(flatten)]
     item: ItemFields<'a>,
     node: &'a str,
-    owners: &'a [String],
+    owners: OwnerIds<'a>,
 }
 
 impl<'a> ItemEnvelope<'a> {
-    fn of(
-        key: &'a [u8],
-        found: &Found<ValueView<'a>>,
-        facts: &'a super::NodeFacts,
-        now: UnixMs,
-    ) -> Self {
+    fn of(key: &'a [u8], found: &Found<ValueView<'a>>, writer: &Writer<'a>, now: UnixMs) -> Self {
         Self {
             key: key_text(key),
             value: Base64Text(found.value.bytes()),
             value_encoding: "base64",
-            item: ItemFields::of(found, facts, now),
-            node: &facts.node_id,
-            owners: &facts.owners,
+            item: ItemFields::of(found, writer.view, now),
+            node: &writer.facts.node_id,
+            owners: OwnerIds::of(writer.view, key),
         }
     }
 }
@@ -374,12 +385,12 @@ pub struct ItemFields<'a> {
 
 impl<'a> ItemFields<'a> {
     /// The fields of an item that was read at `now`.
-    pub fn of<V>(found: &Found<V>, facts: &'a super::NodeFacts, now: UnixMs) -> Self {
+    pub fn of<V>(found: &Found<V>, view: &'a View, now: UnixMs) -> Self {
         Self {
             ttl_ms: found.expires_at.map(|at| at.0.saturating_sub(now.0)),
             expires_at: found.expires_at.map(Rfc3339),
             version: found.version.get(),
-            origin: facts.origin_name(found.origin),
+            origin: view.origin_name(found.origin),
             last_updated: Rfc3339(found.version.stamped_at()),
         }
     }

@@ -26,10 +26,11 @@ use serde::Serialize;
 pub use errors::ApiError;
 pub use turn::{Answers, Turn};
 
-use crate::clock::{Origin, UnixMs};
-use crate::hash::{CoreCount, CoreId};
+use crate::clock::UnixMs;
+use crate::cluster::{Consistency, Coordinator, View};
+use crate::hash::{CoreCount, CoreId, KeyHash};
 use crate::http::{self, Connection, Head, HttpDate, Method, ResponseHead, Status};
-use crate::operations::LocalStore;
+use crate::operations;
 use crate::store::ValueView;
 use router::{Operation, Route};
 
@@ -41,18 +42,10 @@ pub const OPENAPI_YAML: &str = include_str!("openapi.yaml");
 pub struct NodeFacts {
     /// This node's id.
     pub node_id: String,
-    /// The id as it stands in versions.
-    pub origin: Origin,
-    /// The owners of every key: this node, until there are others.
-    pub owners: Vec<String>,
-    /// Copies of each key that were asked for.
-    pub replication: u32,
-    /// Virtual nodes per member.
-    pub virtual_nodes: u32,
-    /// Where clients reach this node.
-    pub client_address: String,
-    /// Where peers reach this node.
-    pub peer_address: String,
+    /// How many owners a read asks that does not say.
+    pub read_consistency: Consistency,
+    /// How many owners a write needs that does not say.
+    pub write_consistency: Consistency,
     /// How many items one batch request may name.
     pub batch_items_max: usize,
 }
@@ -86,6 +79,8 @@ pub struct Moment<'a> {
     pub date: &'a HttpDate,
     /// Whether this node is stopping: answers then close their connections.
     pub stopping: bool,
+    /// The cluster as this core knows it.
+    pub view: &'a View,
 }
 
 impl Api {
@@ -98,7 +93,7 @@ impl Api {
         &self,
         head: &Head<'_>,
         body: Cow<'_, [u8]>,
-        store: &mut LocalStore,
+        cluster: &mut Coordinator,
         turn: &mut Turn,
         moment: Moment<'_>,
     ) -> Option<Job> {
@@ -128,21 +123,35 @@ impl Api {
             _ => None,
         };
         if let Some(request) = keyed {
-            let planned = request.and_then(|request| Ok((request, key::decode(raw_key)?)));
+            let planned = request.and_then(|request| {
+                let consistency = self.consistency(head, request.writes())?;
+                Ok((request, consistency, key::decode(raw_key)?))
+            });
             match planned {
-                Ok((request, key)) => {
-                    key::serve(self, request, &key, store, turn, connection, moment)
+                Ok((request, consistency, key)) => {
+                    let (action, render) = request.parts();
+                    let operation = operations::Operation {
+                        hash: KeyHash::of(&key),
+                        key: &key,
+                        action,
+                        consistency,
+                    };
+                    key::serve(self, operation, render, cluster, turn, connection, moment);
                 }
                 Err(error) => self.writer(turn, head, moment, connection).error(&error),
             }
             return None;
         }
         let mut writer = self.writer(turn, head, moment, connection);
+        let plan_batch = |kind: batch::Kind, body| {
+            let consistency = self.consistency(head, kind != batch::Kind::Get)?;
+            Ok(batch::plan(kind, body, consistency, connection))
+        };
         let job = match operation {
             Operation::ListKeys => browse::plan(head.query, connection).map(Job::Browse),
-            Operation::BatchGet => Ok(batch::plan(batch::Kind::Get, body, connection)),
-            Operation::BatchPut => Ok(batch::plan(batch::Kind::Put, body, connection)),
-            Operation::BatchDelete => Ok(batch::plan(batch::Kind::Delete, body, connection)),
+            Operation::BatchGet => plan_batch(batch::Kind::Get, body),
+            Operation::BatchPut => plan_batch(batch::Kind::Put, body),
+            Operation::BatchDelete => plan_batch(batch::Kind::Delete, body),
             Operation::Liveness => {
                 let core = self.core.index().to_string();
                 writer.respond(
@@ -186,6 +195,20 @@ impl Api {
         }
     }
 
+    /// How many owners a request asks for.
+    fn consistency(&self, head: &Head<'_>, writes: bool) -> Result<Consistency, ApiError> {
+        match head.consistency {
+            None if writes => Ok(self.facts.write_consistency),
+            None => Ok(self.facts.read_consistency),
+            Some(text) => Consistency::parse(text).ok_or_else(|| {
+                ApiError::bad_request(format!(
+                    "X-Cache-Consistency {:?} is none of ONE, QUORUM and ALL",
+                    key_text(text)
+                ))
+            }),
+        }
+    }
+
     fn writer<'a>(
         &'a self,
         turn: &'a mut Turn,
@@ -196,6 +219,7 @@ impl Api {
         Writer {
             answers: &mut turn.answers,
             facts: &self.facts,
+            view: moment.view,
             date: moment.date,
             connection,
             head_only: head.method == Method::Head,
@@ -209,6 +233,8 @@ pub struct Writer<'a> {
     pub answers: &'a mut Answers,
     /// About the node.
     pub facts: &'a NodeFacts,
+    /// The cluster.
+    pub view: &'a View,
     /// The `Date` header.
     pub date: &'a HttpDate,
     /// What the answer says about the connection.
@@ -257,6 +283,7 @@ impl Writer<'_> {
         let shape = ErrorBody {
             error: &error.message,
             code: error.code,
+            details: error.details.as_ref(),
         };
         if to_json(&mut body, &shape).is_err() {
             body.clear();
@@ -264,6 +291,7 @@ impl Writer<'_> {
         let retry_after = error.retry_after_s.map(|seconds| seconds.to_string());
         let extra: &[(&str, &[u8])] = match &retry_after {
             Some(seconds) => &[("Retry-After", seconds.as_bytes())],
+            None if error.status == Status::Unauthorized => &[("WWW-Authenticate", b"Bearer")],
             None => &[],
         };
         let length = body.len() as u64;
@@ -305,6 +333,8 @@ impl Writer<'_> {
 struct ErrorBody<'a> {
     error: &'a str,
     code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a errors::Details>,
 }
 
 /// Appends `body` as JSON.

@@ -2,25 +2,53 @@
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::{NodeFacts, Writer, key, key_text};
-use crate::clock::Origin;
+use super::{Writer, key, key_text};
+use crate::cluster::View;
+use crate::hash::{KeyHash, PartitionId};
 use crate::http::Status;
+
+/// The ids of a partition's owners, the primary first.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnerIds<'a> {
+    view: &'a View,
+    partition: PartitionId,
+}
+
+impl<'a> OwnerIds<'a> {
+    /// The owners of a key.
+    pub fn of(view: &'a View, key: &[u8]) -> Self {
+        let partition = KeyHash::of(key).partition();
+        Self { view, partition }
+    }
+
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = &'a str> {
+        self.view.owner_ids(self.partition)
+    }
+}
+
+impl Serialize for OwnerIds<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
 
 #[derive(Serialize)]
 struct Owners<'a> {
     key: Cow<'a, str>,
-    owners: &'a [String],
+    owners: OwnerIds<'a>,
     node: &'a str,
 }
 
+/// Who is in the cluster, as the client listener tells it.
 #[derive(Serialize)]
 struct Members<'a> {
-    replication: u32,
+    replication: usize,
     #[serde(rename = "virtualNodes")]
     virtual_nodes: u32,
-    members: [Member<'a>; 1],
+    members: Vec<Member<'a>>,
 }
 
 /// Both spellings, because two generations of clients read this answer: the
@@ -49,11 +77,10 @@ struct Member<'a> {
 pub fn owners(raw_key: &[u8], writer: &mut Writer<'_>) {
     match key::decode(raw_key) {
         Ok(key) => {
-            let facts = writer.facts;
             let body = Owners {
                 key: key_text(&key),
-                owners: &facts.owners,
-                node: &facts.node_id,
+                owners: OwnerIds::of(writer.view, &key),
+                node: &writer.facts.node_id,
             };
             writer.json(Status::Ok, &body);
         }
@@ -63,28 +90,21 @@ pub fn owners(raw_key: &[u8], writer: &mut Writer<'_>) {
 
 /// Answers who is in the cluster.
 pub fn members(writer: &mut Writer<'_>) {
-    let facts = writer.facts;
-    let member = Member {
-        upper_id: &facts.node_id,
-        peer_address: &facts.peer_address,
-        upper_state: "alive",
-        upper_incarnation: 0,
-        id: &facts.node_id,
-        client_address: &facts.client_address,
-        state: "alive",
-        incarnation: 0,
-    };
+    let view = writer.view;
+    let members = view.nodes().map(|(_, node)| Member {
+        upper_id: &node.id,
+        peer_address: &node.peer_address,
+        upper_state: node.state.name(),
+        upper_incarnation: node.incarnation,
+        id: &node.id,
+        client_address: &node.client_address,
+        state: node.state.name(),
+        incarnation: node.incarnation,
+    });
     let body = Members {
-        replication: facts.replication,
-        virtual_nodes: facts.virtual_nodes,
-        members: [member],
+        replication: view.replication_wanted(),
+        virtual_nodes: view.virtual_nodes(),
+        members: members.collect(),
     };
     writer.json(Status::Ok, &body);
-}
-
-impl NodeFacts {
-    /// The id of the node an origin stands for, if it is known.
-    pub fn origin_name(&self, origin: Origin) -> Option<&str> {
-        (origin == self.origin).then_some(self.node_id.as_str())
-    }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::api::key;
 use crate::clock::UnixMs;
+use crate::cluster::View;
 use crate::http::{Connection, HttpDate};
 use crate::operations::{Exchange, Ticket};
 use crate::store::ValueView;
@@ -112,6 +113,8 @@ pub struct Turn {
     merged: Answers,
     /// Whether the connection closes after these answers.
     pub closes: bool,
+    /// Whether the answer goes on after what is there.
+    pub streams: bool,
     /// The time for which the requests of this turn are answered, read once.
     pub now: Option<UnixMs>,
 }
@@ -125,6 +128,7 @@ impl Turn {
             gaps: Vec::new(),
             merged: Answers::default(),
             closes: false,
+            streams: false,
             now: None,
         }
     }
@@ -146,7 +150,13 @@ impl Turn {
     }
 
     /// Puts the outcomes, which must all be home, into their places.
-    pub fn close_gaps(&mut self, facts: &super::NodeFacts, date: &HttpDate, now: UnixMs) {
+    pub fn close_gaps(
+        &mut self,
+        facts: &super::NodeFacts,
+        view: &View,
+        date: &HttpDate,
+        now: UnixMs,
+    ) {
         let Self {
             answers,
             exchange,
@@ -162,6 +172,7 @@ impl Turn {
             let mut writer = super::Writer {
                 answers: merged,
                 facts,
+                view,
                 date,
                 connection: gap.connection,
                 head_only: matches!(gap.render, key::Render::Head),

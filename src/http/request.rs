@@ -115,6 +115,8 @@ pub struct Head<'b> {
     pub accept: Option<&'b [u8]>,
     /// The `Authorization` field.
     pub authorization: Option<&'b [u8]>,
+    /// The first `X-Cache-Consistency` field, unread.
+    pub consistency: Option<&'b [u8]>,
 }
 
 /// Why a request is refused. Each closes the connection.
@@ -241,6 +243,7 @@ pub fn parse_head<'b>(buf: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>
             body,
             accept: fields.accept,
             authorization: fields.authorization,
+            consistency: fields.consistency,
         })
         .map(Some)
 }
@@ -357,6 +360,7 @@ struct Fields<'b> {
     expects_continue: bool,
     accept: Option<&'b [u8]>,
     authorization: Option<&'b [u8]>,
+    consistency: Option<&'b [u8]>,
 }
 
 impl<'b> Fields<'b> {
@@ -393,6 +397,9 @@ impl<'b> Fields<'b> {
                     }
                     transfer_encoding(value)?;
                     fields.chunked = true;
+                }
+                19 if name.eq_ignore_ascii_case(b"x-cache-consistency") => {
+                    fields.consistency = fields.consistency.or(Some(value));
                 }
                 _ => {}
             }

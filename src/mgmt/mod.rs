@@ -1,8 +1,10 @@
-//! The management listener: health and metrics, for kubelets and monitoring.
+//! The management listener: health, metrics and the state of the cluster, for kubelets
+//! and monitoring.
 //!
-//! Runs on a thread of its own, beside the data cores, on the same connection
-//! code as the client listener; it reads what the cores count and never waits
-//! for them.
+//! Runs on the control thread, beside the data cores, on the same connection code as
+//! the client listener; it reads what the cores count and never waits for them.
+
+mod cluster;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -11,29 +13,42 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::api::{ApiError, NodeFacts, Turn, Writer};
+use crate::api::owners::OwnerIds;
+use crate::api::{ApiError, NodeFacts, Turn, Writer, key_text};
+use crate::cluster::View;
 use crate::hash::CoreCount;
-use crate::http::{Connection, Head, HttpDate, Method, Status};
+use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
 use crate::node::connection::{self, Limits, Service};
-use crate::node::deadlines::{Deadlines, Timeouts};
+use crate::node::control::Control;
+use crate::node::readiness::Readiness;
 use crate::operations::Exchange;
-use crate::runtime::{self, Listener};
+use crate::runtime::{self, Deadlines, Listener, Timeouts};
+use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::prometheus::Exposition;
+use cluster::{DistMetrics, Heartbeat, Members, Ring};
 
 /// How many management connections may be open.
 const CONNECTIONS_MAX: usize = 256;
 
+/// Between two heartbeat events.
+const EVENT_INTERVAL: Duration = Duration::from_secs(1);
+
 const TICK: Duration = Duration::from_millis(100);
 
 /// What the management listener serves.
-#[derive(Debug)]
 pub struct Management {
     /// About the node.
     pub facts: Arc<NodeFacts>,
     /// The metrics.
     pub exposition: Exposition,
+    /// What the cores count about peers.
+    pub cluster_counts: Vec<SharedCounts>,
     /// Set once the node is stopping.
     pub stopping: Arc<AtomicBool>,
+    /// Whether the node has its data.
+    pub readiness: Arc<Readiness>,
+    /// The cluster.
+    pub control: Rc<Control>,
 }
 
 struct Serving {
@@ -89,11 +104,106 @@ async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
     }
 }
 
+/// Every path, all of them for reading.
+const PATHS: &[&[u8]] = &[
+    b"/health",
+    b"/metrics",
+    b"/cluster/members",
+    b"/cluster/ring",
+    b"/cluster/heartbeat",
+    b"/cluster/events",
+    b"/dist/metrics",
+    b"/dist/owners",
+];
+
+impl Serving {
+    fn counts(&self) -> Vec<ClusterCounts> {
+        let cores = self.management.cluster_counts.iter();
+        cores.map(SharedCounts::read).collect()
+    }
+
+    fn writer<'a>(
+        &'a self,
+        turn: &'a mut Turn,
+        view: &'a View,
+        date: &'a HttpDate,
+        connection: Connection,
+    ) -> Writer<'a> {
+        Writer {
+            answers: &mut turn.answers,
+            facts: &self.management.facts,
+            view,
+            date,
+            connection,
+            head_only: false,
+        }
+    }
+
+    fn health(&self, writer: &mut Writer<'_>) {
+        let unready = if self.management.stopping.load(Ordering::Relaxed) {
+            "draining"
+        } else if self.management.readiness.bootstrapping() {
+            "bootstrapping"
+        } else {
+            writer.respond(Status::Ok, "text/plain", b"ok", &[]);
+            return;
+        };
+        let body = unready.as_bytes();
+        writer.respond(Status::ServiceUnavailable, "text/plain", body, &[]);
+    }
+
+    fn owners(&self, query: Option<&[u8]>, writer: &mut Writer<'_>) {
+        #[derive(serde::Serialize)]
+        struct Owners<'a> {
+            key: Cow<'a, str>,
+            owners: OwnerIds<'a>,
+        }
+        let raw = Query::new(query.unwrap_or_default())
+            .flatten()
+            .find(|(name, _)| name.as_ref() == b"key")
+            .map(|(_, value)| value.into_owned())
+            .unwrap_or_default();
+        match crate::api::key::check(&raw) {
+            Ok(()) => {
+                let owners = OwnerIds::of(writer.view, &raw);
+                let key = key_text(&raw);
+                writer.json(Status::Ok, &Owners { key, owners });
+            }
+            Err(error) => writer.error(&error),
+        }
+    }
+
+    fn event(&self, turn: &mut Turn, name: &str, body: &impl serde::Serialize) {
+        let out = &mut turn.answers.bytes;
+        out.extend_from_slice(b"event: ");
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"\ndata: ");
+        if simd_json::serde::to_writer(&mut *out, body).is_err() {
+            out.extend_from_slice(b"{}");
+        }
+        out.extend_from_slice(b"\n\n");
+    }
+
+    fn heartbeat(&self, turn: &mut Turn) {
+        let counters = self.management.control.counters();
+        let heartbeat = Heartbeat::of(&counters, &self.counts());
+        self.event(turn, "heartbeat", &heartbeat);
+    }
+}
+
+/// What a connection has been told of the cluster.
+#[derive(Default)]
+pub struct Told {
+    changes: Cell<u64>,
+}
+
 impl Service for Serving {
     type Job = std::convert::Infallible;
-    type Link = ();
+    type Link = Told;
 
-    fn link(&self) {}
+    fn link(&self) -> Told {
+        Told::default()
+    }
 
     fn turn(&self) -> Turn {
         Turn::new(Exchange::new(CoreCount::ONE))
@@ -106,26 +216,50 @@ impl Service for Serving {
         turn: &mut Turn,
     ) -> Option<std::convert::Infallible> {
         turn.closes |= !head.keep_alive;
-        let date = self.date.get();
-        let mut writer = Writer {
-            answers: &mut turn.answers,
-            facts: &self.management.facts,
-            date: &date,
-            connection: Connection::after(head.version, head.keep_alive),
-            head_only: head.method == Method::Head,
-        };
-        let reads = matches!(head.method, Method::Get | Method::Head);
+        let control = &self.management.control;
+        let (date, view) = (self.date.get(), control.view());
+        let connection = Connection::after(head.version, head.keep_alive);
+        if head.path == b"/cluster/events" && head.method == Method::Get {
+            // Without a length: the answer ends with the connection.
+            turn.closes = true;
+            turn.streams = true;
+            turn.answers.bytes.extend_from_slice(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+                  Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n\
+                  Connection: close\r\n\r\nretry: 5000\n\n",
+            );
+            return None;
+        }
+        let mut writer = self.writer(turn, &view, &date, connection);
+        writer.head_only = head.method == Method::Head;
+        if !PATHS.contains(&head.path) {
+            writer.error(&ApiError::not_found("no such route"));
+            return None;
+        }
+        if !matches!(head.method, Method::Get | Method::Head) {
+            writer.error(&ApiError::method_not_allowed("GET, HEAD".to_owned()));
+            return None;
+        }
         match head.path {
-            b"/health" | b"/metrics" if !reads => {
-                writer.error(&ApiError::method_not_allowed("GET, HEAD".to_owned()));
+            b"/health" => self.health(&mut writer),
+            b"/cluster/members" => writer.json(Status::Ok, &Members::of(&view)),
+            b"/cluster/ring" => writer.json(Status::Ok, &Ring::of(&view)),
+            b"/cluster/heartbeat" => {
+                let heartbeat = Heartbeat::of(&control.counters(), &self.counts());
+                writer.json(Status::Ok, &heartbeat);
             }
-            b"/health" if self.management.stopping.load(Ordering::Relaxed) => {
-                writer.respond(Status::ServiceUnavailable, "text/plain", b"draining", &[]);
+            b"/dist/metrics" => {
+                let metrics = DistMetrics {
+                    view: &view,
+                    counters: &control.counters(),
+                    cores: &self.counts(),
+                };
+                writer.json(Status::Ok, &metrics);
             }
-            b"/health" => writer.respond(Status::Ok, "text/plain", b"ok", &[]),
+            b"/dist/owners" => self.owners(head.query, &mut writer),
             b"/metrics" => match self.management.exposition.render() {
                 Ok(text) => {
-                    writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[])
+                    writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]);
                 }
                 Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
             },
@@ -134,21 +268,30 @@ impl Service for Serving {
         None
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
-        turn.closes = true;
-        Writer {
-            answers: &mut turn.answers,
-            facts: &self.management.facts,
-            date: &self.date.get(),
-            connection: Connection::Close,
-            head_only: false,
+    /// Members at once and on each change, the heartbeat each second.
+    async fn next_part(&self, told: &Told, turn: &mut Turn) {
+        let control = &self.management.control;
+        if told.changes.get() > 0 && told.changes.get() > control.changes() {
+            runtime::sleep(EVENT_INTERVAL).await;
         }
-        .error(error);
+        if told.changes.get() <= control.changes() {
+            told.changes.set(control.changes() + 1);
+            let view = control.view();
+            self.event(turn, "members", &Members::of(&view));
+        }
+        self.heartbeat(turn);
     }
 
-    async fn settle(&self, (): &(), _turn: &mut Turn) {}
+    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+        turn.closes = true;
+        let (date, view) = (self.date.get(), self.management.control.view());
+        self.writer(turn, &view, &date, Connection::Close)
+            .error(error);
+    }
 
-    async fn run(&self, (): &(), job: std::convert::Infallible, _turn: &mut Turn) {
+    async fn settle(&self, _link: &Told, _turn: &mut Turn) {}
+
+    async fn run(&self, _link: &Told, job: std::convert::Infallible, _turn: &mut Turn) {
         match job {}
     }
 }

@@ -22,11 +22,10 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use super::deadlines::{Wait, Watch};
 use crate::api::turn::TURN_BYTES_KEPT;
 use crate::api::{Answers, ApiError, Turn};
 use crate::http::{self, BodyFraming, ChunkedDecoder, Head, RequestError};
-use crate::runtime::{Segment, Stream};
+use crate::runtime::{Segment, Stream, Wait, Watch};
 
 /// What a connection allows.
 #[derive(Clone, Debug)]
@@ -73,6 +72,12 @@ pub trait Service {
 
     /// An empty turn.
     fn turn(&self) -> Turn;
+
+    /// Waits for the next part of an answer that has no end ([`Turn::streams`]).
+    fn next_part(&self, _link: &Self::Link, turn: &mut Turn) -> impl Future<Output = ()> {
+        turn.streams = false;
+        std::future::ready(())
+    }
 }
 
 /// Serves one connection until it is closed.
@@ -131,6 +136,12 @@ pub async fn serve<S: Service>(
             }
             if !write(&mut stream, &watch, &mut turn).await {
                 return;
+            }
+            while turn.streams {
+                service.next_part(&link, &mut turn).await;
+                if watch.stopping() || !write(&mut stream, &watch, &mut turn).await {
+                    return;
+                }
             }
             if turn.closes {
                 linger(&mut stream, &watch).await;

@@ -29,18 +29,33 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connection::{self, Limits, Service};
-use super::deadlines::{Deadlines, Timeouts};
+use super::control::ControlMessage;
+use super::peering::{Links, PeerFrame, PeerService, keys_of};
+use super::readiness::Readiness;
 use crate::api::browse::KeyScan;
 use crate::api::{Api, ApiError, Job, Moment, Turn, Writer};
 use crate::clock::UnixMs;
+use crate::cluster::coordinator::Lane;
+use crate::cluster::view::NodeState;
+use crate::cluster::{Coordinator, NodeIx, View};
 use crate::hash::CoreId;
 use crate::http::{Connection, Head, HttpDate};
-use crate::operations::{Batch, Exchange, LocalStore};
-use crate::runtime::{self, Listener, Receiver, Sender};
+use crate::operations::{Batch, Exchange, Home};
+use crate::peer::client::Dialing;
+use crate::peer::token::PeerToken;
+use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts};
+use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
 
 /// How often a core looks at the clock for its housekeeping.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How often a core looks after its peers: retries, hints, overdue answers.
+const CLUSTER_TICK: Duration = Duration::from_millis(20);
+
+/// Hints, repair and listings may take this many times as long as what clients
+/// wait for.
+const SLOW_FACTOR: u32 = 5;
 
 /// How many steps of expiry are done before the loop turns.
 const REAP_STEPS: usize = 512;
@@ -49,7 +64,7 @@ const REAP_STEPS: usize = 512;
 const SCANS_MAX: usize = 2;
 
 /// How long to wait after the kernel refused to accept for want of resources.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What reaches a core's mailbox.
 #[derive(Debug)]
@@ -62,18 +77,16 @@ pub enum Message {
     Scan(Box<KeyScan>, Home),
     /// A scan of ours, finished.
     Scanned(Box<KeyScan>, Home),
+    /// Carry out what another node asks of this core.
+    Serve(Box<PeerFrame>, Home),
+    /// What another node asked of another core, carried out.
+    Served(Box<PeerFrame>, Home),
+    /// The cluster has changed.
+    View(Arc<View>),
     /// Accept nothing more, end connections as they fall idle.
     Stop,
     /// End now.
     Exit,
-}
-
-/// Who waits for an answer.
-#[derive(Clone, Copy, Debug)]
-pub struct Home {
-    core: CoreId,
-    reply: usize,
-    served_by: CoreId,
 }
 
 /// What a core tells the control thread.
@@ -92,7 +105,7 @@ pub enum Event {
 /// How many messages a mailbox must hold on a node of `cores` cores that may
 /// have `depth` batches outstanding between any two (see the module's comment).
 pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
-    const CONTROL: usize = 8;
+    const CONTROL: usize = 16;
     2 * (depth + SCANS_MAX) * (cores - 1) + CONTROL
 }
 
@@ -100,8 +113,20 @@ pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
 pub struct Parts {
     /// The API it serves.
     pub api: Api,
-    /// Its items.
-    pub store: LocalStore,
+    /// Its part of the cluster, with its items.
+    pub cluster: Coordinator,
+    /// The cluster as it is at the start.
+    pub view: Arc<View>,
+    /// Where the control thread is told.
+    pub control: Sender<ControlMessage>,
+    /// How peers are reached.
+    pub dial: Dial,
+    /// Where it counts what concerns peers.
+    pub cluster_counts: SharedCounts,
+    /// Limits of what peers send.
+    pub peer_limits: Limits,
+    /// Whether all cores have what they need.
+    pub readiness: Arc<Readiness>,
     /// The mailboxes of all cores, its own included.
     pub mailboxes: Vec<Sender<Message>>,
     /// Batches it may have outstanding at each other core.
@@ -120,23 +145,60 @@ pub struct Parts {
     pub events: std::sync::mpsc::Sender<Event>,
 }
 
+/// How a core reaches other nodes.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    /// How long a request to a peer may take, and a connect.
+    pub timeout: Duration,
+    /// The cluster's secret.
+    pub token: PeerToken,
+}
+
+impl Dial {
+    /// Connections of this core whose deadlines are `factor` times the usual one.
+    pub fn dialing(&self, factor: u32) -> Dialing {
+        let timeout = self.timeout * factor;
+        Dialing {
+            deadlines: Deadlines::new(Timeouts {
+                read: timeout,
+                write: timeout,
+                idle: timeout,
+            }),
+            timeout: self.timeout,
+            token: self.token.clone(),
+        }
+    }
+}
+
 /// A running core.
 pub struct Core {
-    api: Api,
-    store: RefCell<LocalStore>,
-    peers: Vec<Peer>,
+    pub(super) api: Api,
+    pub(super) cluster: RefCell<Coordinator>,
+    view: RefCell<Rc<Arc<View>>>,
+    pub(super) links: Links,
+    pub(super) dialing: Dialing,
+    /// The same for what may take longer.
+    pub(super) dialing_slowly: Dialing,
+    pub(super) control: Sender<ControlMessage>,
+    siblings: Vec<Sibling>,
     replies: RefCell<Replies>,
     deadlines: Rc<Deadlines>,
+    pub(super) peer_connections: Rc<Deadlines>,
     limits: Rc<Limits>,
-    date: Cell<HttpDate>,
+    pub(super) peer_limits: Rc<Limits>,
+    cluster_counts: SharedCounts,
+    readiness: Arc<Readiness>,
+    pub(super) date: Cell<HttpDate>,
+    finished: Cell<Vec<(Box<Batch>, Home)>>,
+    dirty: Cell<Vec<(NodeIx, Lane)>>,
     connections: Arc<AtomicUsize>,
     connections_max: usize,
-    counters: Arc<CoreCounters>,
+    pub(super) counters: Arc<CoreCounters>,
     events: std::sync::mpsc::Sender<Event>,
 }
 
-/// Another core, as seen from this one.
-struct Peer {
+/// Another core of this node, as seen from this one.
+struct Sibling {
     mailbox: Sender<Message>,
     batches: Credits,
     scans: Credits,
@@ -194,11 +256,16 @@ pub struct Reply {
     #[allow(clippy::vec_box, reason = "the boxes travel on as they are")]
     batches: RefCell<Vec<Box<Batch>>>,
     scans: RefCell<Vec<KeyScan>>,
+    pub(super) frames: RefCell<Vec<PeerFrame>>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Reply {
-    fn arrived(&self) {
+    pub(super) fn expect_one(&self) {
+        self.outstanding.set(self.outstanding.get() + 1);
+    }
+
+    pub(super) fn arrived(&self) {
         self.outstanding.set(self.outstanding.get() - 1);
         if self.outstanding.get() == 0
             && let Some(waker) = self.waker.borrow_mut().take()
@@ -207,7 +274,7 @@ impl Reply {
         }
     }
 
-    async fn all(&self) {
+    pub(super) async fn all(&self) {
         poll_fn(|context| {
             if self.outstanding.get() == 0 {
                 return Poll::Ready(());
@@ -222,7 +289,7 @@ impl Reply {
 /// A connection's entry among its core's replies.
 pub struct Link {
     core: Rc<Core>,
-    reply: Rc<Reply>,
+    pub(super) reply: Rc<Reply>,
     index: usize,
 }
 
@@ -234,7 +301,7 @@ impl Drop for Link {
     }
 }
 
-fn wall_time() -> UnixMs {
+pub(super) fn wall_time() -> UnixMs {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -248,10 +315,10 @@ fn date_at(now: UnixMs) -> HttpDate {
 impl Core {
     /// Puts a core together; nothing runs yet.
     pub fn new(parts: Parts) -> Rc<Self> {
-        let peers = parts
+        let siblings = parts
             .mailboxes
             .into_iter()
-            .map(|mailbox| Peer {
+            .map(|mailbox| Sibling {
                 mailbox,
                 batches: Credits::new(parts.mailbox_depth),
                 scans: Credits::new(SCANS_MAX),
@@ -259,12 +326,23 @@ impl Core {
             .collect();
         Rc::new(Self {
             api: parts.api,
-            store: RefCell::new(parts.store),
-            peers,
+            cluster: RefCell::new(parts.cluster),
+            view: RefCell::new(Rc::new(parts.view)),
+            links: Links::default(),
+            dialing: parts.dial.dialing(1),
+            dialing_slowly: parts.dial.dialing(SLOW_FACTOR),
+            control: parts.control,
+            cluster_counts: parts.cluster_counts,
+            readiness: parts.readiness,
+            peer_limits: Rc::new(parts.peer_limits),
+            siblings,
             replies: RefCell::default(),
             deadlines: Deadlines::new(parts.timeouts),
+            peer_connections: Deadlines::new(parts.timeouts),
             limits: Rc::new(parts.limits),
             date: Cell::new(date_at(wall_time())),
+            finished: Cell::default(),
+            dirty: Cell::default(),
             connections: parts.connections,
             connections_max: parts.connections_max,
             counters: parts.counters,
@@ -273,10 +351,17 @@ impl Core {
     }
 
     /// Serves until told to exit.
-    pub async fn run(self: Rc<Self>, listener: Listener, mut inbox: Receiver<Message>) {
+    pub async fn run(
+        self: Rc<Self>,
+        listener: Listener,
+        peer_listener: Listener,
+        mut inbox: Receiver<Message>,
+    ) {
         let closer = listener.closer();
         runtime::spawn(Rc::clone(&self).accept(listener));
+        runtime::spawn(PeerService::accept(Rc::clone(&self), peer_listener));
         runtime::spawn(Rc::clone(&self).tick());
+        runtime::spawn(Rc::clone(&self).cluster_tick());
         let mut messages = Vec::new();
         loop {
             inbox.recv_many(&mut messages).await;
@@ -284,22 +369,31 @@ impl Core {
                 match message {
                     Message::Run(batch, home) => self.run_for(batch, home),
                     Message::Done(batch, home) => {
-                        self.peers[home.served_by.index()].batches.release();
-                        if let Some(reply) = self.reply(home.reply) {
-                            reply.batches.borrow_mut().push(batch);
-                            reply.arrived();
-                        }
+                        self.siblings[home.served_by.index()].batches.release();
+                        self.deliver(batch, home);
                     }
                     Message::Scan(scan, home) => {
                         runtime::spawn(Rc::clone(&self).scan_for(scan, home));
                     }
                     Message::Scanned(scan, home) => {
-                        self.peers[home.served_by.index()].scans.release();
+                        self.siblings[home.served_by.index()].scans.release();
                         if let Some(reply) = self.reply(home.reply) {
                             reply.scans.borrow_mut().push(*scan);
                             reply.arrived();
                         }
                     }
+                    Message::Serve(mut frame, home) => {
+                        self.serve_frame(&mut frame);
+                        self.send(home.core, Message::Served(frame, home));
+                    }
+                    Message::Served(frame, home) => {
+                        self.siblings[home.served_by.index()].batches.release();
+                        if let Some(reply) = self.reply(home.reply) {
+                            reply.frames.borrow_mut().push(*frame);
+                            reply.arrived();
+                        }
+                    }
+                    Message::View(view) => self.set_view(view),
                     Message::Stop => {
                         closer.close();
                         self.deadlines.stop();
@@ -308,6 +402,68 @@ impl Core {
                     Message::Exit => return,
                 }
             }
+            self.after_cluster();
+        }
+    }
+
+    /// The cluster as this core knows it.
+    pub(super) fn view(&self) -> Rc<Arc<View>> {
+        Rc::clone(&self.view.borrow())
+    }
+
+    fn set_view(self: &Rc<Self>, view: Arc<View>) {
+        *self.view.borrow_mut() = Rc::new(Arc::clone(&view));
+        self.cluster
+            .borrow_mut()
+            .set_view(Arc::clone(&view), wall_time());
+        self.links.follow(self, &view);
+    }
+
+    /// Carries on what the coordinator has left to do: answers that are complete go
+    /// home, connections with something to send are woken.
+    pub(super) fn after_cluster(&self) {
+        let mut finished = self.finished.take();
+        let mut dirty = self.dirty.take();
+        {
+            let mut cluster = self.cluster.borrow_mut();
+            cluster.take_finished(&mut finished);
+            cluster.take_dirty(&mut dirty);
+        }
+        for (batch, home) in finished.drain(..) {
+            if home.core == self.api.core {
+                self.deliver(batch, home);
+            } else {
+                self.send(home.core, Message::Done(batch, home));
+            }
+        }
+        for (node, lane) in dirty.drain(..) {
+            self.links.wake(node, lane);
+        }
+        self.finished.replace(finished);
+        self.dirty.replace(dirty);
+    }
+
+    fn deliver(&self, batch: Box<Batch>, home: Home) {
+        if let Some(reply) = self.reply(home.reply) {
+            reply.batches.borrow_mut().push(batch);
+            reply.arrived();
+        }
+    }
+
+    async fn cluster_tick(self: Rc<Self>) {
+        let started = Instant::now();
+        loop {
+            runtime::sleep(CLUSTER_TICK).await;
+            if self.view().solo() {
+                continue;
+            }
+            let now = wall_time();
+            let elapsed_ms = started.elapsed().as_millis() as u64;
+            self.dialing.deadlines.sweep(elapsed_ms);
+            self.dialing_slowly.deadlines.sweep(elapsed_ms);
+            self.cluster.borrow_mut().tick(now);
+            self.links.wake_due(&self.cluster.borrow(), now);
+            self.after_cluster();
         }
     }
 
@@ -315,10 +471,12 @@ impl Core {
         self.replies.borrow().slots.get(index).cloned().flatten()
     }
 
-    fn run_for(&self, mut batch: Box<Batch>, home: Home) {
+    fn run_for(&self, batch: Box<Batch>, home: Home) {
         self.counters.operations_for_others.add(batch.len() as u64);
-        self.store.borrow_mut().run(&mut batch, wall_time());
-        self.send(home.core, Message::Done(batch, home));
+        let done = self.cluster.borrow_mut().run(batch, home, wall_time());
+        if let Some(batch) = done {
+            self.send(home.core, Message::Done(batch, home));
+        }
     }
 
     async fn scan_for(self: Rc<Self>, mut scan: Box<KeyScan>, home: Home) {
@@ -329,8 +487,9 @@ impl Core {
     async fn scan(&self, scan: &mut KeyScan) {
         loop {
             let more = {
-                let store = self.store.borrow();
-                scan.step(store.shard(), self.api.core, self.api.cores, wall_time())
+                let cluster = self.cluster.borrow();
+                let shard = cluster.local().shard();
+                scan.step(shard, self.api.core, self.api.cores, wall_time())
             };
             if !more {
                 return;
@@ -341,7 +500,7 @@ impl Core {
 
     /// Sends what a credit was taken for: there is room (see the module's comment).
     fn send(&self, to: CoreId, message: Message) {
-        if self.peers[to.index()].mailbox.try_send(message).is_err() {
+        if self.siblings[to.index()].mailbox.try_send(message).is_err() {
             tracing::error!(
                 core = to.index(),
                 "a mailbox refused a message it has room for"
@@ -375,6 +534,50 @@ impl Core {
         }
     }
 
+    /// Why this node is not ready for clients, if it is not.
+    pub(super) fn unready(&self) -> Option<&'static str> {
+        if self.deadlines.stopping() {
+            return Some("draining");
+        }
+        self.readiness.bootstrapping().then_some("bootstrapping")
+    }
+
+    /// The keys of the whole cluster, and the nodes that did not answer.
+    async fn browse(
+        self: &Rc<Self>,
+        link: &Link,
+        request: &crate::api::browse::Request,
+    ) -> (Vec<KeyScan>, Vec<String>) {
+        let view = self.view();
+        let silent: Rc<RefCell<Vec<String>>> = Rc::default();
+        let found: Rc<RefCell<Vec<KeyScan>>> = Rc::default();
+        for (_, node) in view
+            .nodes()
+            .filter(|(ix, node)| *ix != view.me() && node.placed)
+        {
+            let (id, address) = (node.id.to_string(), Arc::clone(&node.peer_address));
+            let (silent, found) = (Rc::clone(&silent), Rc::clone(&found));
+            if node.state == NodeState::Dead {
+                silent.borrow_mut().push(id);
+                continue;
+            }
+            link.reply.expect_one();
+            let reply = Rc::clone(&link.reply);
+            let (dialing, request) = (self.dialing_slowly.clone(), request.clone());
+            runtime::spawn(async move {
+                match keys_of(dialing, address, &request).await {
+                    Some(scan) => found.borrow_mut().push(scan),
+                    None => silent.borrow_mut().push(id),
+                }
+                reply.arrived();
+            });
+        }
+        // Waits for the tasks as well: all count on the same reply.
+        let mut scans = self.browse_here(link, request).await;
+        scans.append(&mut found.borrow_mut());
+        (scans, silent.take())
+    }
+
     async fn serve(self: Rc<Self>, stream: runtime::Stream) {
         let watch = self.deadlines.watch(stream.aborter());
         let limits = Rc::clone(&self.limits);
@@ -403,12 +606,14 @@ impl Core {
 
             let wall = wall_time();
             self.date.set(date_at(wall));
-            self.deadlines
-                .sweep(now.duration_since(started).as_millis() as u64);
+            let elapsed_ms = now.duration_since(started).as_millis() as u64;
+            self.deadlines.sweep(elapsed_ms);
+            self.peer_connections.sweep(elapsed_ms);
             loop {
                 let more = self
-                    .store
+                    .cluster
                     .borrow_mut()
+                    .local_mut()
                     .shard_mut()
                     .reap(wall_time(), REAP_STEPS);
                 if !more {
@@ -423,8 +628,12 @@ impl Core {
 
     /// Copies what the shard counts to where other threads may read it.
     fn publish(&self) {
-        let store = self.store.borrow();
-        let shard = store.shard();
+        let cluster = self.cluster.borrow();
+        let counts = ClusterCounts::of(&cluster);
+        let missing = counts.partitions_missing as usize;
+        self.readiness.set_missing(self.api.core.index(), missing);
+        self.cluster_counts.publish(&counts);
+        let shard = cluster.local().shard();
         let stats = shard.stats();
         let counters = &self.counters;
         counters.connections_open.set(self.deadlines.open() as u64);
@@ -446,20 +655,25 @@ impl Core {
     /// Has every batch of the exchange carried out, here or where it belongs.
     async fn complete(&self, link: &Link, exchange: &mut Exchange) {
         for slot in 0..exchange.batch_count() {
-            let Some(mut batch) = exchange.take(slot) else {
+            let Some(batch) = exchange.take(slot) else {
                 continue;
             };
             let target = batch.target();
             if target == self.api.core {
-                self.store.borrow_mut().run(&mut batch, wall_time());
-                exchange.put_back(batch);
+                let home = self.home(link, target);
+                let done = self.cluster.borrow_mut().run(batch, home, wall_time());
+                match done {
+                    Some(batch) => exchange.put_back(batch),
+                    None => link.reply.expect_one(),
+                }
                 continue;
             }
-            self.peers[target.index()].batches.acquire().await;
+            self.siblings[target.index()].batches.acquire().await;
             self.counters.batches_sent.add(1);
-            link.reply.outstanding.set(link.reply.outstanding.get() + 1);
+            link.reply.expect_one();
             self.send(target, Message::Run(batch, self.home(link, target)));
         }
+        self.after_cluster();
         link.reply.all().await;
         for batch in link.reply.batches.borrow_mut().drain(..) {
             exchange.put_back(batch);
@@ -474,10 +688,44 @@ impl Core {
         }
     }
 
-    async fn browse(&self, link: &Link, request: &crate::api::browse::Request) -> Vec<KeyScan> {
+    /// Hands the parts of a peer's frame to the cores they belong to; `frames` comes
+    /// back in no order.
+    pub(super) async fn serve_parts(
+        &self,
+        link: &Link,
+        parts: Vec<(CoreId, Vec<u8>)>,
+    ) -> Vec<PeerFrame> {
+        let mut done = Vec::new();
+        for (core, bytes) in parts {
+            let mut frame = PeerFrame::new(core, bytes);
+            if core == self.api.core {
+                self.serve_frame(&mut frame);
+                done.push(frame);
+                continue;
+            }
+            self.siblings[core.index()].batches.acquire().await;
+            link.reply.expect_one();
+            let home = self.home(link, core);
+            self.send(core, Message::Serve(Box::new(frame), home));
+        }
+        link.reply.all().await;
+        done.append(&mut link.reply.frames.borrow_mut());
+        done
+    }
+
+    fn serve_frame(&self, frame: &mut PeerFrame) {
+        frame.serve(&mut self.cluster.borrow_mut(), wall_time());
+    }
+
+    /// The keys of this node.
+    pub(super) async fn browse_here(
+        &self,
+        link: &Link,
+        request: &crate::api::browse::Request,
+    ) -> Vec<KeyScan> {
         for core in self.api.cores.cores().filter(|&core| core != self.api.core) {
-            self.peers[core.index()].scans.acquire().await;
-            link.reply.outstanding.set(link.reply.outstanding.get() + 1);
+            self.siblings[core.index()].scans.acquire().await;
+            link.reply.expect_one();
             self.send(
                 core,
                 Message::Scan(Box::new(request.scan()), self.home(link, core)),
@@ -491,9 +739,10 @@ impl Core {
         scans
     }
 
-    fn writer<'a>(
+    pub(super) fn writer<'a>(
         &'a self,
         turn: &'a mut Turn,
+        view: &'a View,
         date: &'a HttpDate,
         connection: Connection,
     ) -> Writer<'a> {
@@ -501,6 +750,7 @@ impl Core {
         Writer {
             answers,
             facts: &self.api.facts,
+            view,
             date,
             connection,
             head_only: false,
@@ -535,26 +785,29 @@ impl Service for Rc<Core> {
     fn handle(&self, head: &Head<'_>, body: Cow<'_, [u8]>, turn: &mut Turn) -> Option<Job> {
         self.counters.requests.add(1);
         let date = self.date.get();
+        let view = self.view();
         let moment = Moment {
             now: *turn.now.get_or_insert_with(wall_time),
             date: &date,
             stopping: self.deadlines.stopping(),
+            view: &view,
         };
         self.api
-            .handle(head, body, &mut self.store.borrow_mut(), turn, moment)
+            .handle(head, body, &mut self.cluster.borrow_mut(), turn, moment)
     }
 
     fn refuse(&self, error: &ApiError, turn: &mut Turn) {
         self.counters.requests_refused.add(1);
         turn.closes = true;
-        self.writer(turn, &self.date.get(), Connection::Close)
+        self.writer(turn, &self.view(), &self.date.get(), Connection::Close)
             .error(error);
     }
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {
         if turn.has_gaps() {
             self.complete(link, &mut turn.exchange).await;
-            turn.close_gaps(&self.api.facts, &self.date.get(), wall_time());
+            let view = self.view();
+            turn.close_gaps(&self.api.facts, &view, &self.date.get(), wall_time());
         }
     }
 
@@ -562,25 +815,31 @@ impl Service for Rc<Core> {
         let date = self.date.get();
         match job {
             Job::Browse(request) => {
-                let scans = self.browse(link, &request).await;
-                request.answer(scans, &mut self.writer(turn, &date, request.connection));
+                let (scans, silent) = self.browse(link, &request).await;
+                let view = self.view();
+                let mut writer = self.writer(turn, &view, &date, request.connection);
+                request.answer(scans, silent, &mut writer);
             }
             Job::Batch(mut request) => {
                 let now = wall_time();
                 let entries = match request.ask(&self.api, &mut turn.exchange, now) {
                     Ok(entries) => entries,
                     Err(error) => {
-                        self.writer(turn, &date, request.connection).error(&error);
+                        let view = self.view();
+                        self.writer(turn, &view, &date, request.connection)
+                            .error(&error);
                         return;
                     }
                 };
                 self.complete(link, &mut turn.exchange).await;
+                let view = self.view();
                 let Turn {
                     answers, exchange, ..
                 } = turn;
                 let mut writer = Writer {
                     answers,
                     facts: &self.api.facts,
+                    view: &view,
                     date: &date,
                     connection: request.connection,
                     head_only: false,

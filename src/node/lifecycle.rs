@@ -16,6 +16,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -26,17 +27,23 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::connection::Limits;
-use super::core::{Core, Event, Message, Parts, mailbox_capacity};
-use super::deadlines::Timeouts;
+use super::control::{Control, ControlMessage, ControlParts};
+use super::core::{Core, Dial, Event, Message, Parts, mailbox_capacity, wall_time};
+use super::readiness::Readiness;
 use crate::api::{Api, NodeFacts};
 use crate::clock::Origin;
+use crate::cluster::coordinator::Config;
+use crate::cluster::hints::HintLimits;
+use crate::cluster::membership::{self, Identity, Membership};
+use crate::cluster::{Coordinator, LocalStore, View};
 use crate::hash::{CoreCount, CoreId};
 use crate::http;
 use crate::mgmt::Management;
-use crate::operations::LocalStore;
-use crate::runtime::{self, CorePlan, DriverReport, Listener, Receiver};
+use crate::peer;
+use crate::runtime::{self, CorePlan, DriverReport, Listener, Receiver, Timeouts};
 use crate::settings::{ListenAddr, Settings};
 use crate::store::{Shard, ShardConfig};
+use crate::telemetry::cluster::SharedCounts;
 use crate::telemetry::counters::CoreCounters;
 use crate::telemetry::prometheus::{Exposition, ProcessFacts};
 
@@ -55,7 +62,13 @@ const DESCRIPTORS_RESERVED: u64 = 256;
 const PREDECESSOR_GRACE: Duration = Duration::from_secs(1);
 const PREDECESSOR_PAUSE: Duration = Duration::from_millis(10);
 
+/// Messages of cores that wait for the control thread.
+const CONTROL_MAILBOX: usize = 4096;
+
 const VIRTUAL_NODES: u32 = 64;
+/// How long a stopping node waits until the others know.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
+
 const LISTEN_BACKLOG: u16 = 4096;
 
 /// Why a node did not start: one line, for the person who started it.
@@ -87,14 +100,34 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let mgmt_listener = bind("HYPERCACHE_MGMT_ADDR", &settings.mgmt_addr, 1)?
         .pop()
         .ok_or_else(|| cannot("no management listener"))?;
+    let peer_listeners = bind_peers(&settings.dist_addr, cores.get())?;
     let client_address = local_address(&client_listeners[0])?;
+    let peer_address = local_address(&peer_listeners[0])?;
     let mgmt_address = local_address(&mgmt_listener)?;
     raise_descriptor_limit(settings.connections);
 
     let memory_limit = settings
         .memory_limit
         .map_or_else(memory_share, |limit| limit.0);
-    let facts = Arc::new(node_facts(settings, client_address));
+    let facts = Arc::new(node_facts(settings));
+    let identity = identity(settings, client_address, peer_address);
+    let now = wall_time();
+    let membership = membership(settings, identity, now.0);
+    let readiness = Arc::new(Readiness::new(cores.get(), membership.joined()));
+    let (control_sender, control_inbox) = runtime::mailbox(CONTROL_MAILBOX);
+    let dial = Dial {
+        timeout: settings.peer_timeout,
+        token: settings.peer_token.clone(),
+    };
+    let boot = (now.0 >> 8) as u8 ^ now.0 as u8;
+    let origin = Origin::of(&facts.node_id, boot);
+    let view = Arc::new(View::looking(
+        &facts.node_id,
+        settings.replication as usize,
+        VIRTUAL_NODES,
+        membership.joined(),
+    ));
+    let cluster_counts: Vec<SharedCounts> = cores.cores().map(|_| Default::default()).collect();
     let counters: Vec<Arc<CoreCounters>> = cores.cores().map(|_| Arc::default()).collect();
     let (events, inbox) = mpsc::channel();
     listen_for_signals(events.clone())?;
@@ -106,24 +139,37 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         .unzip();
     let connections = Arc::new(AtomicUsize::new(0));
     let mut threads = Vec::new();
-    for (((core, listener), inbox), counters) in cores
+    for ((((core, listener), peer_listener), inbox), counters) in cores
         .cores()
         .zip(client_listeners)
+        .zip(peer_listeners)
         .zip(receivers)
         .zip(&counters)
     {
         let shard = Shard::new(shard_config(settings, core, cores, memory_limit))
             .map_err(|error| cannot(format!("HYPERCACHE_MEMORY_LIMIT: {error}")))?;
-        let origin = facts.origin;
         let tombstone_ttl_ms = settings.tombstone_ttl.as_millis() as u64;
         let api = Api {
             facts: Arc::clone(&facts),
             core,
             cores,
         };
+        let cluster = Coordinator::new(
+            cluster_config(settings, core, cores),
+            LocalStore::new(shard, origin, tombstone_ttl_ms),
+            Arc::clone(&view),
+            now.0 ^ (core.index() as u64) << 48 ^ u64::from(std::process::id()) << 32,
+            now,
+        );
         let parts = Parts {
             api,
-            store: LocalStore::new(shard, origin, tombstone_ttl_ms),
+            cluster,
+            view: Arc::clone(&view),
+            control: control_sender.clone(),
+            dial: dial.clone(),
+            cluster_counts: cluster_counts[core.index()].clone(),
+            peer_limits: peer_limits(settings),
+            readiness: Arc::clone(&readiness),
             mailboxes: mailboxes.clone(),
             mailbox_depth: depth,
             limits: limits(settings),
@@ -135,7 +181,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         };
         let cpu = plan.cpus[core.index()];
         let choice = settings.io_driver;
-        threads.push(start_core(core, cpu, choice, parts, listener, inbox)?);
+        let listeners = (listener, peer_listener);
+        threads.push(start_core(core, cpu, choice, parts, listeners, inbox)?);
     }
 
     let drivers = wait_until_ready(&inbox, cores)?;
@@ -150,17 +197,32 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         memory_limit_bytes: memory_limit,
     };
     let stopping = Arc::new(AtomicBool::new(false));
-    start_management(
-        settings,
-        mgmt_listener,
-        &facts,
-        &process,
-        &counters,
-        &stopping,
-    )?;
+    let control_parts = ControlParts {
+        membership,
+        replication: settings.replication as usize,
+        virtual_nodes: VIRTUAL_NODES,
+        mailboxes: mailboxes.clone(),
+        dial,
+        heartbeat: settings.heartbeat,
+        readiness: Arc::clone(&readiness),
+    };
+    start_management(ManagementParts {
+        listener: mgmt_listener,
+        limits: limits(settings),
+        timeouts: timeouts(settings),
+        choice: settings.io_driver,
+        facts: Arc::clone(&facts),
+        exposition: Exposition::new(process.clone(), counters.clone()),
+        cluster_counts,
+        stopping: Arc::clone(&stopping),
+        readiness: Arc::clone(&readiness),
+        control: control_parts,
+        inbox: control_inbox,
+    })?;
     tracing::info!(
         api = %client_address,
         mgmt = %mgmt_address,
+        peer = %peer_address,
         node = %facts.node_id,
         version = process.version,
         driver = process.driver,
@@ -173,8 +235,13 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     );
     tracing::warn!("no authentication is configured: every client may read and write everything");
 
-    let control = Control {
+    if !settings.peer_token.is_set() && !settings.seeds.is_empty() {
+        tracing::warn!("no peer token is configured: whoever reaches the peer listener may write");
+    }
+
+    let control = Lifecycle {
         inbox,
+        control: control_sender,
         cores,
         mailboxes,
         stopping,
@@ -266,8 +333,17 @@ fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
         .map_err(|error| cannot(format!("a listener has no address: {error}")))
 }
 
-fn node_facts(settings: &Settings, client_address: SocketAddr) -> NodeFacts {
-    let node_id = settings.node_id.to_string();
+fn node_facts(settings: &Settings) -> NodeFacts {
+    NodeFacts {
+        node_id: settings.node_id.to_string(),
+        read_consistency: settings.read_consistency,
+        write_consistency: settings.write_consistency,
+        batch_items_max: settings.batch_limit,
+    }
+}
+
+/// What other nodes are told of this one.
+fn identity(settings: &Settings, client: SocketAddr, peer: SocketAddr) -> Identity {
     let reachable = |address: &ListenAddr, port: u16| {
         let host = address
             .host
@@ -276,19 +352,71 @@ fn node_facts(settings: &Settings, client_address: SocketAddr) -> NodeFacts {
         match host {
             Some(host) if host.contains(':') => format!("[{host}]:{port}"),
             Some(host) => format!("{host}:{port}"),
-            None => format!("{node_id}:{port}"),
+            None => format!("{}:{port}", settings.node_id),
         }
     };
-    NodeFacts {
-        client_address: reachable(&settings.api_addr, client_address.port()),
-        peer_address: reachable(&settings.dist_addr, settings.dist_addr.port),
-        origin: Origin::of(&node_id),
-        owners: vec![node_id.clone()],
-        replication: settings.replication,
-        virtual_nodes: VIRTUAL_NODES,
-        batch_items_max: settings.batch_limit,
-        node_id,
+    Identity {
+        id: Arc::from(&*settings.node_id),
+        peer_address: Arc::from(reachable(&settings.dist_addr, peer.port())),
+        client_address: Arc::from(reachable(&settings.api_addr, client.port())),
     }
+}
+
+fn membership(settings: &Settings, me: Identity, now_ms: u64) -> Membership {
+    let ms = |duration: Duration| duration.as_millis() as u64;
+    let config = membership::Config {
+        heartbeat_ms: ms(settings.heartbeat),
+        gossip_interval_ms: ms(settings.gossip_interval),
+        indirect_probes: settings.indirect_probe_k,
+        dead_grace_ms: ms(settings.dead_grace),
+        join_timeout_ms: ms(settings.join_timeout),
+    };
+    let seeds = settings.seeds.iter().map(|seed| membership::Seed {
+        id: seed.id.as_deref().map(Arc::from),
+        address: Arc::from(&*seed.address),
+    });
+    Membership::new(config, me, now_ms, seeds.collect(), now_ms)
+}
+
+fn cluster_config(settings: &Settings, core: CoreId, cores: CoreCount) -> Config {
+    let ms = |duration: Duration| duration.as_millis() as u64;
+    let share = |total: usize| (total / cores.get()).max(1);
+    Config {
+        core,
+        cores,
+        hints: HintLimits {
+            ttl_ms: ms(settings.hint_ttl),
+            per_node: share(settings.hints_per_node),
+            per_node_bytes: share(settings.hint_bytes_per_node.0 as usize),
+            total: share(settings.hints),
+            total_bytes: share(settings.hint_bytes.0 as usize),
+        },
+        hint_replay_ms: ms(settings.hint_replay),
+        clock_skew_ms_max: ms(settings.clock_skew),
+        sync_interval_ms: ms(settings.sync_interval),
+        bootstrap_timeout_ms: ms(settings.bootstrap_timeout),
+    }
+}
+
+/// The peer listeners. An address is bound as given; a name is what peers are told, and
+/// every address is bound, because the name may not resolve yet.
+fn bind_peers(address: &ListenAddr, count: usize) -> Result<Vec<TcpListener>, StartError> {
+    let is_address = |host: &String| host.parse::<std::net::IpAddr>().is_ok();
+    let bound = ListenAddr {
+        host: address.host.clone().filter(is_address),
+        port: address.port,
+    };
+    let listeners = bind("HYPERCACHE_DIST_ADDR", &bound, count)?;
+    if let Err(error) = runtime::steer(&listeners[0], count as u16) {
+        tracing::warn!(%error, "peers cannot be steered to their cores: some requests hop");
+    }
+    Ok(listeners)
+}
+
+fn peer_limits(settings: &Settings) -> Limits {
+    let mut limits = limits(settings);
+    limits.request.body_bytes_max = peer::BODY_BYTES_MAX + settings.value_limit.0;
+    limits
 }
 
 fn shard_config(
@@ -357,7 +485,7 @@ fn start_core(
     cpu: Option<usize>,
     choice: runtime::DriverChoice,
     parts: Parts,
-    listener: TcpListener,
+    listeners: (TcpListener, TcpListener),
     inbox: Receiver<Message>,
 ) -> Result<thread::JoinHandle<()>, StartError> {
     let events = parts.events.clone();
@@ -367,9 +495,10 @@ fn start_core(
             let ready = events.clone();
             let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 runtime::run_core(cpu, choice, |report| async move {
-                    let listener = Listener::from_std(listener)?;
+                    let listener = Listener::from_std(listeners.0)?;
+                    let peer_listener = Listener::from_std(listeners.1)?;
                     let _ = ready.send(Event::Ready(core, report));
-                    Core::new(parts).run(listener, inbox).await;
+                    Core::new(parts).run(listener, peer_listener, inbox).await;
                     Ok::<(), io::Error>(())
                 })
             }));
@@ -406,31 +535,43 @@ fn wait_until_ready(
     Ok(reports)
 }
 
-fn start_management(
-    settings: &Settings,
+/// What the management thread is made of.
+struct ManagementParts {
     listener: TcpListener,
-    facts: &Arc<NodeFacts>,
-    process: &ProcessFacts,
-    counters: &[Arc<CoreCounters>],
-    stopping: &Arc<AtomicBool>,
-) -> Result<(), StartError> {
-    let management = Management {
-        facts: Arc::clone(facts),
-        exposition: Exposition::new(process.clone(), counters.to_vec()),
-        stopping: Arc::clone(stopping),
-    };
-    let (limits, timeouts, choice) = (limits(settings), timeouts(settings), settings.io_driver);
+    limits: Limits,
+    timeouts: Timeouts,
+    choice: runtime::DriverChoice,
+    facts: Arc<NodeFacts>,
+    exposition: Exposition,
+    cluster_counts: Vec<SharedCounts>,
+    stopping: Arc<AtomicBool>,
+    readiness: Arc<Readiness>,
+    control: ControlParts,
+    inbox: Receiver<ControlMessage>,
+}
+
+/// Starts the thread that keeps membership and answers the management listener.
+fn start_management(parts: ManagementParts) -> Result<(), StartError> {
     thread::Builder::new()
-        .name("management".to_owned())
+        .name("control".to_owned())
         .spawn(move || {
-            let served = runtime::run_core(None, choice, |_| async move {
-                management
-                    .run(Listener::from_std(listener)?, limits, timeouts)
-                    .await;
+            let served = runtime::run_core(None, parts.choice, |_| async move {
+                let control = Control::new(parts.control);
+                let management = Management {
+                    facts: parts.facts,
+                    exposition: parts.exposition,
+                    cluster_counts: parts.cluster_counts,
+                    stopping: parts.stopping,
+                    readiness: parts.readiness,
+                    control: Rc::clone(&control),
+                };
+                runtime::spawn(control.run(parts.inbox));
+                let listener = Listener::from_std(parts.listener)?;
+                management.run(listener, parts.limits, parts.timeouts).await;
                 Ok::<(), io::Error>(())
             });
             if let Ok(Err(error)) | Err(error) = served {
-                tracing::error!(%error, "the management listener ended");
+                tracing::error!(%error, "the control thread ended");
             }
         })
         .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
@@ -438,14 +579,15 @@ fn start_management(
 }
 
 /// The control thread's view of a serving node.
-struct Control {
+struct Lifecycle {
     inbox: mpsc::Receiver<Event>,
+    control: runtime::Sender<ControlMessage>,
     cores: CoreCount,
     mailboxes: Vec<runtime::Sender<Message>>,
     stopping: Arc<AtomicBool>,
 }
 
-impl Control {
+impl Lifecycle {
     fn until_stopped(self, deadline: Duration, threads: Vec<thread::JoinHandle<()>>) -> ExitCode {
         loop {
             match self.inbox.recv() {
@@ -463,6 +605,7 @@ impl Control {
     fn stop(self, deadline: Duration, threads: Vec<thread::JoinHandle<()>>) -> ExitCode {
         let deadline = Instant::now() + deadline;
         self.stopping.store(true, Ordering::Relaxed);
+        self.leave(deadline);
         self.tell_all(|| Message::Stop);
         let mut drained = vec![false; self.cores.get()];
         while drained.contains(&false) {
@@ -504,6 +647,15 @@ impl Control {
         }
         tracing::info!("stopped");
         ExitCode::SUCCESS
+    }
+
+    /// Tells the other nodes, so that they send nothing more; not waiting for long.
+    fn leave(&self, deadline: Instant) {
+        let (told, heard) = mpsc::channel();
+        if self.control.try_send(ControlMessage::Leave(told)).is_ok() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let _ = heard.recv_timeout(left.min(LEAVE_MAX));
+        }
     }
 
     fn tell_all(&self, message: impl Fn() -> Message) {

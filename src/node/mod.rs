@@ -1,6 +1,8 @@
 //! The shell: threads, sockets and clocks around the pure parts.
 
 pub mod connection;
+pub mod control;
 pub mod core;
-pub mod deadlines;
 pub mod lifecycle;
+pub mod peering;
+pub mod readiness;

@@ -28,6 +28,7 @@ use socket2::SockRef;
 use super::driver::{DriverChoice, DriverKind, DriverReport};
 use super::pending::RunningCore;
 use super::segment::{Cursor, Segment};
+use super::sockets::Steering;
 
 /// Entries of each of the three rings glommio makes per core.
 const RING_ENTRIES: usize = 256;
@@ -184,7 +185,13 @@ impl RawStream {
     }
 }
 
-pub(super) async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<(RawStream, RawFd)> {
+/// It opens its socket itself, so the source port cannot be chosen: connections reach
+/// any listener.
+pub(super) async fn connect(
+    addr: SocketAddr,
+    timeout: Duration,
+    _steering: Option<Steering>,
+) -> io::Result<(RawStream, RawFd)> {
     // It refuses a timeout of zero.
     let timeout = timeout.max(Duration::from_millis(1));
     let stream = TcpStream::connect_timeout(addr, timeout).await?;

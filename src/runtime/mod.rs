@@ -21,14 +21,17 @@ compile_error!("enable one of the features `monoio` and `glommio`");
 
 mod cgroup;
 mod cores;
+mod deadlines;
 mod driver;
 #[cfg(feature = "glommio")]
 mod glommio;
+mod handoff;
 mod mailbox;
 mod memory;
 #[cfg(all(feature = "monoio", not(feature = "glommio")))]
 mod monoio;
 mod pending;
+mod resolve;
 mod segment;
 mod sockets;
 
@@ -40,12 +43,17 @@ use self::monoio as backend;
 pub use self::cores::{
     CORES_MAX, CoreFacts, CorePlan, CorePlanError, PlanReason, plan, read_facts,
 };
+pub use self::deadlines::{Deadlines, Timeouts, Wait, Watch};
 pub use self::driver::{DriverChoice, DriverKind, DriverReport};
+pub use self::handoff::{Giver, Taker, handoff};
 pub use self::mailbox::{RECEIVE_BATCH_MAX, Receiver, Sender, TrySendError, mailbox};
 pub use self::memory::memory_limit_bytes;
 pub use self::pending::dropped_pending_io;
+pub use self::resolve::resolve;
 pub use self::segment::Segment;
-pub use self::sockets::{Aborter, Closer, Listener, Stream, bind_alone, bind_reuseport, connect};
+pub use self::sockets::{
+    Aborter, Closer, Listener, Steering, Stream, bind_alone, bind_reuseport, connect, steer,
+};
 
 use std::future::Future;
 use std::io;

@@ -27,7 +27,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::driver::{DriverChoice, DriverKind, DriverReport};
 use super::pending::RunningCore;
 use super::segment::{Cursor, Segment};
-use super::sockets::Life;
+use super::sockets::{Life, Steering};
 
 /// Submission entries of a core's ring (the completion side has twice as many) and
 /// events taken per epoll wait. More gained nothing when measured.
@@ -320,9 +320,16 @@ unsafe impl IoVecBuf for Gather {
 
 /// Connects without blocking and waits until the socket is writable. A timeout shuts the
 /// socket down, which ends the wait.
-pub(super) async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<(RawStream, RawFd)> {
+pub(super) async fn connect(
+    addr: SocketAddr,
+    timeout: Duration,
+    steering: Option<Steering>,
+) -> io::Result<(RawStream, RawFd)> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
+    if let Some(steering) = steering {
+        steering.apply(&socket, addr)?;
+    }
     match socket.connect(&addr.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
         _ => {}

@@ -16,8 +16,9 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -212,11 +213,118 @@ impl Aborter {
     }
 }
 
-/// Connects to `addr`, within `timeout` ([`io::ErrorKind::TimedOut`] after it). The
-/// stream has `TCP_NODELAY` set.
-pub async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<Stream> {
+/// Which of a server's listeners a connection is to reach, where the server steers by
+/// source port ([`steer`]): source ports with this remainder lead there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steering {
+    /// The listener wanted.
+    pub listener: u16,
+    /// How many there are.
+    pub listeners: u16,
+}
+
+impl Steering {
+    /// Binds a socket to a source port that leads to the listener. Without a free one
+    /// among some tries the kernel chooses: the connection then reaches any listener.
+    pub(super) fn apply(self, socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+        // Where Linux gives out ports for outgoing connections by default.
+        const FIRST: u32 = 32_768;
+        const COUNT: u32 = 28_000;
+        const TRIES: u32 = 32;
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let listeners = u32::from(self.listeners.max(1));
+        let unspecified: SocketAddr = match addr {
+            SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        for _ in 0..TRIES {
+            // Spread over the range, so that neighbours do not try the same ports.
+            let step = NEXT
+                .fetch_add(1, Ordering::Relaxed)
+                .wrapping_mul(2_654_435_761)
+                .wrapping_add(std::process::id())
+                % (COUNT / listeners);
+            let first = FIRST.next_multiple_of(listeners) + u32::from(self.listener);
+            let port = (first + step * listeners) as u16;
+            let source = SocketAddr::new(unspecified.ip(), port);
+            match socket.bind(&source.into()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                bound => return bound,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Has the kernel choose among listeners that share an address, bound in this order, by
+/// the source port of a connection: port modulo the number of listeners. What was
+/// rewritten on its way (NAT) reaches any of them. Give it any one of the listeners.
+///
+/// # Errors
+///
+/// When the kernel does not take the filter; connections are then spread as before.
+pub fn steer(listener: &std::net::TcpListener, listeners: u16) -> io::Result<()> {
+    // Offsets from here on count from the network header (linux/filter.h, SKF_NET_OFF).
+    const NETWORK_HEADER: u32 = (-0x10_0000_i32).cast_unsigned();
+    const IPV4_HEADER: u32 = 20;
+    const IPV6_HEADER: u32 = 40;
+    // Returns the accumulator; libc has no name for it.
+    const BPF_A: u32 = 0x10;
+    let op = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    let load_half = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
+    let mut program = [
+        // The IP version is the upper half of the first byte.
+        op(load_byte, 0, 0, NETWORK_HEADER),
+        op(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 0, 0, 4),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 2, 6),
+        op(load_half, 0, 0, NETWORK_HEADER.wrapping_add(IPV6_HEADER)),
+        op(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
+        op(load_half, 0, 0, NETWORK_HEADER.wrapping_add(IPV4_HEADER)),
+        op(
+            libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K,
+            0,
+            0,
+            u32::from(listeners.max(1)),
+        ),
+        op(libc::BPF_RET | BPF_A, 0, 0, 0),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the kernel reads `filter` and the `len` instructions it points to during
+    // this call only; both outlive it. The descriptor is open: `listener` is borrowed.
+    let done = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const filter).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Connects to `addr`, within `timeout` ([`io::ErrorKind::TimedOut`] after it), to the
+/// listener that `steering` names. The stream has `TCP_NODELAY` set.
+pub async fn connect(
+    addr: SocketAddr,
+    timeout: Duration,
+    steering: Option<Steering>,
+) -> io::Result<Stream> {
     let pending = PendingIo::new("connect");
-    let connected = backend::connect(addr, timeout).await;
+    let connected = backend::connect(addr, timeout, steering).await;
     pending.finish();
     let (raw, fd) = connected?;
     let stream = Stream::new(raw, fd);

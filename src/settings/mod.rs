@@ -20,8 +20,10 @@ use std::fmt;
 use std::time::Duration;
 
 pub use table::{Setting, TABLE};
-pub use value::{ByteSize, ListenAddr};
+pub use value::{ByteSize, ListenAddr, Seed};
 
+use crate::cluster::Consistency;
+use crate::peer::token::PeerToken;
 use crate::runtime::DriverChoice;
 use crate::store::EvictionPolicy;
 
@@ -83,6 +85,25 @@ pub struct Settings {
     pub pipeline_depth: usize,
     pub tombstone_ttl: Duration,
     pub tombstones: usize,
+    pub seeds: Vec<Seed>,
+    pub heartbeat: Duration,
+    pub indirect_probe_k: usize,
+    pub gossip_interval: Duration,
+    pub hint_ttl: Duration,
+    pub hint_replay: Duration,
+    pub hints: usize,
+    pub hints_per_node: usize,
+    pub hint_bytes: ByteSize,
+    pub hint_bytes_per_node: ByteSize,
+    pub read_consistency: Consistency,
+    pub write_consistency: Consistency,
+    pub peer_timeout: Duration,
+    pub peer_token: PeerToken,
+    pub clock_skew: Duration,
+    pub dead_grace: Duration,
+    pub join_timeout: Duration,
+    pub bootstrap_timeout: Duration,
+    pub sync_interval: Duration,
     unsupported: Option<String>,
 }
 
@@ -229,6 +250,11 @@ impl Given {
         })
     }
 
+    fn interval(&self, variable: &'static str) -> Result<Duration, SettingsError> {
+        use value::{DAY, MILLISECOND, duration};
+        self.get(variable, |value| duration(value, MILLISECOND..=DAY))
+    }
+
     fn text(&self, variable: &'static str) -> Result<String, SettingsError> {
         self.get(variable, |value| Some(value.to_owned()))
     }
@@ -261,26 +287,42 @@ impl Given {
             headers_limit: self.get("HYPERCACHE_HEADERS_LIMIT", |v| number(v, 1..=128))? as usize,
             batch_limit: self.get("HYPERCACHE_BATCH_LIMIT", |v| number(v, 1..=1 << 20))? as usize,
             connections: self.get("HYPERCACHE_CONNECTIONS", |v| number(v, 1..=1 << 24))? as usize,
-            read_timeout: self.get("HYPERCACHE_READ_TIMEOUT", |v| {
-                duration(v, MILLISECOND..=DAY)
-            })?,
-            write_timeout: self.get("HYPERCACHE_WRITE_TIMEOUT", |v| {
-                duration(v, MILLISECOND..=DAY)
-            })?,
-            idle_timeout: self.get("HYPERCACHE_IDLE_TIMEOUT", |v| {
-                duration(v, MILLISECOND..=DAY)
-            })?,
-            shutdown_timeout: self.get("HYPERCACHE_SHUTDOWN_TIMEOUT", |v| {
-                duration(v, MILLISECOND..=DAY)
-            })?,
+            read_timeout: self.interval("HYPERCACHE_READ_TIMEOUT")?,
+            write_timeout: self.interval("HYPERCACHE_WRITE_TIMEOUT")?,
+            idle_timeout: self.interval("HYPERCACHE_IDLE_TIMEOUT")?,
+            shutdown_timeout: self.interval("HYPERCACHE_SHUTDOWN_TIMEOUT")?,
             mailbox_depth: self.get("HYPERCACHE_MAILBOX_DEPTH", |v| number(v, 1..=1 << 16))?
                 as usize,
             pipeline_depth: self.get("HYPERCACHE_PIPELINE_DEPTH", |v| number(v, 1..=4096))?
                 as usize,
-            tombstone_ttl: self.get("HYPERCACHE_TOMBSTONE_TTL", |v| {
-                duration(v, MILLISECOND..=DAY)
-            })?,
+            tombstone_ttl: self.interval("HYPERCACHE_TOMBSTONE_TTL")?,
             tombstones: self.get("HYPERCACHE_TOMBSTONES", |v| number(v, 1..=1 << 30))? as usize,
+            seeds: self.get("HYPERCACHE_SEEDS", seeds)?,
+            heartbeat: self.interval("HYPERCACHE_HEARTBEAT")?,
+            indirect_probe_k: self.get("HYPERCACHE_INDIRECT_PROBE_K", |v| number(v, 0..=64))?
+                as usize,
+            gossip_interval: self.interval("HYPERCACHE_GOSSIP_INTERVAL")?,
+            hint_ttl: self.interval("HYPERCACHE_HINT_TTL")?,
+            hint_replay: self.interval("HYPERCACHE_HINT_REPLAY")?,
+            hints: self.get("HYPERCACHE_HINTS", |v| number(v, 1..=1 << 30))? as usize,
+            hints_per_node: self.get("HYPERCACHE_HINTS_PER_NODE", |v| number(v, 1..=1 << 30))?
+                as usize,
+            hint_bytes: self.get("HYPERCACHE_HINT_BYTES", |v| bytes(v, 1..=1 << 40))?,
+            hint_bytes_per_node: self
+                .get("HYPERCACHE_HINT_BYTES_PER_NODE", |v| bytes(v, 1..=1 << 40))?,
+            read_consistency: self.get("HYPERCACHE_READ_CONSISTENCY", |v| {
+                Consistency::parse(v.as_bytes())
+            })?,
+            write_consistency: self.get("HYPERCACHE_WRITE_CONSISTENCY", |v| {
+                Consistency::parse(v.as_bytes())
+            })?,
+            peer_timeout: self.interval("HYPERCACHE_PEER_TIMEOUT")?,
+            peer_token: PeerToken::new(&self.get("HYPERCACHE_PEER_TOKEN", peer_token)?),
+            clock_skew: self.interval("HYPERCACHE_CLOCK_SKEW")?,
+            dead_grace: self.interval("HYPERCACHE_DEAD_GRACE")?,
+            join_timeout: self.interval("HYPERCACHE_JOIN_TIMEOUT")?,
+            bootstrap_timeout: self.interval("HYPERCACHE_BOOTSTRAP_TIMEOUT")?,
+            sync_interval: self.interval("HYPERCACHE_SYNC_INTERVAL")?,
             unsupported: None,
         };
         let unsupported = self.check_the_rest(&settings)?;
@@ -293,25 +335,14 @@ impl Given {
     /// Checks what this release reads and does not serve, and what must fit
     /// together; returns what it cannot serve.
     fn check_the_rest(&self, settings: &Settings) -> Result<Option<String>, SettingsError> {
-        use value::*;
-        for interval in [
-            "HYPERCACHE_HEARTBEAT",
-            "HYPERCACHE_GOSSIP_INTERVAL",
-            "HYPERCACHE_HINT_REPLAY",
-            "HYPERCACHE_REBALANCE_INTERVAL",
-        ] {
-            self.get(interval, |v| duration(v, MILLISECOND..=DAY))?;
-        }
-        self.get("HYPERCACHE_INDIRECT_PROBE_K", |v| number(v, 0..=64))?;
-        let hint_ttl = self.get("HYPERCACHE_HINT_TTL", |v| duration(v, MILLISECOND..=DAY))?;
-        if settings.tombstone_ttl <= hint_ttl {
+        self.interval("HYPERCACHE_REBALANCE_INTERVAL")?;
+        if settings.tombstone_ttl <= settings.hint_ttl {
             return Err(SettingsError(format!(
                 "HYPERCACHE_TOMBSTONE_TTL={}: expected more than HYPERCACHE_HINT_TTL, \
                  or a late hint could bring a deleted key back",
                 crate::duration::GoText(settings.tombstone_ttl)
             )));
         }
-        let seeds = self.get("HYPERCACHE_SEEDS", seeds)?;
         let set = |variable| self.text(variable).map(|value| !value.is_empty());
         let pair = |one: &'static str, other: &'static str| match (set(one)?, set(other)?) {
             (true, false) => Err(missing_half(one, other)),
@@ -344,12 +375,7 @@ impl Given {
                 )));
             }
         }
-        let names_others = seeds
-            .iter()
-            .any(|seed| seed.id.as_deref() != Some(&settings.node_id));
-        Ok(names_others.then(|| {
-            "HYPERCACHE_SEEDS names other nodes, but this release does not form clusters".to_owned()
-        }))
+        Ok(None)
     }
 }
 

@@ -42,6 +42,7 @@ const fn setting(
 
 const ADDRESS: &str = "host:port or :port";
 const INTERVAL: &str = "a duration such as 250ms or 1m30s, from 1ms to 24h";
+const LEVEL: &str = "ONE, QUORUM or ALL";
 const PATH: &str = "the path of a file";
 
 /// Every setting of a node.
@@ -239,6 +240,85 @@ pub const TABLE: &[Setting] = &[
         "250ms",
         INTERVAL,
         "how often ownership is compared with what is held",
+    ),
+    setting(
+        "HYPERCACHE_READ_CONSISTENCY",
+        "ONE",
+        LEVEL,
+        "owners that answer a read which does not say",
+    ),
+    setting(
+        "HYPERCACHE_WRITE_CONSISTENCY",
+        "QUORUM",
+        LEVEL,
+        "owners that take a write which does not say",
+    ),
+    setting(
+        "HYPERCACHE_PEER_TIMEOUT",
+        "1s",
+        INTERVAL,
+        "for a peer to answer what a client waits for; five times that for repair",
+    ),
+    Setting {
+        variable: "HYPERCACHE_PEER_TOKEN",
+        default: "",
+        expected: "visible characters without spaces",
+        help: "secret that nodes show each other; none when empty",
+        secret: true,
+    },
+    setting(
+        "HYPERCACHE_CLOCK_SKEW",
+        "10s",
+        INTERVAL,
+        "how far ahead of this node's clock the version of a write may lie",
+    ),
+    setting(
+        "HYPERCACHE_DEAD_GRACE",
+        "60s",
+        INTERVAL,
+        "how long a dead member keeps its partitions",
+    ),
+    setting(
+        "HYPERCACHE_JOIN_TIMEOUT",
+        "3s",
+        INTERVAL,
+        "how long a starting node looks for its seeds before it founds a cluster",
+    ),
+    setting(
+        "HYPERCACHE_BOOTSTRAP_TIMEOUT",
+        "30s",
+        INTERVAL,
+        "how long a starting node waits for the data of its partitions",
+    ),
+    setting(
+        "HYPERCACHE_SYNC_INTERVAL",
+        "10s",
+        INTERVAL,
+        "how often replicas are compared; up to eight times as long while nothing differs",
+    ),
+    setting(
+        "HYPERCACHE_HINTS",
+        "100000",
+        "a whole number of at least 1",
+        "writes kept for owners that are away",
+    ),
+    setting(
+        "HYPERCACHE_HINTS_PER_NODE",
+        "50000",
+        "a whole number of at least 1",
+        "the same for one of them",
+    ),
+    setting(
+        "HYPERCACHE_HINT_BYTES",
+        "128MiB",
+        "bytes such as 128MiB, at most 1TiB",
+        "what these writes may take",
+    ),
+    setting(
+        "HYPERCACHE_HINT_BYTES_PER_NODE",
+        "64MiB",
+        "bytes such as 64MiB, at most 1TiB",
+        "the same for one owner",
     ),
     Setting {
         variable: "HYPERCACHE_AUTH_TOKEN",

@@ -56,9 +56,17 @@ impl fmt::Display for ListenAddr {
 }
 
 /// A node to join.
-#[derive(Debug)]
-pub(super) struct Seed {
-    pub(super) id: Option<String>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// Its id, where it was named.
+    pub id: Option<String>,
+    /// Where its peer listener is.
+    pub address: String,
+}
+
+pub(super) fn peer_token(text: &str) -> Option<String> {
+    let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+    visible.then(|| text.to_owned())
 }
 
 pub(super) fn seeds(text: &str) -> Option<Vec<Seed>> {
@@ -72,8 +80,11 @@ pub(super) fn seeds(text: &str) -> Option<Vec<Seed>> {
                 Some((id, address)) => (Some(node_id(id)?), address),
                 None => (None, entry),
             };
-            ListenAddr::parse(address).filter(|address| address.host.is_some())?;
-            Some(Seed { id })
+            let parsed = ListenAddr::parse(address).filter(|address| address.host.is_some())?;
+            Some(Seed {
+                id,
+                address: parsed.to_string(),
+            })
         })
         .collect()
 }

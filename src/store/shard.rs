@@ -40,6 +40,7 @@ use super::slab::{CHUNK_SLOTS, Slab};
 use super::write::{Applied, Content, KEY_BYTES_MAX, TooLarge, Write};
 use crate::clock::UnixMs;
 use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
+use crate::mutation::{Mutation, planted};
 
 /// Item ids are shared by values and tombstones: so many of each at most, less what
 /// may lie unused in chunks.
@@ -205,14 +206,19 @@ impl Shard {
     /// Of all writes of a key the one with the greatest (version, origin) stays. The
     /// same write again is stale, so writes may come late, twice and in any order.
     pub fn apply(&mut self, write: Write<'_>, now: UnixMs) -> Result<Applied, TooLarge> {
-        if let Err(refused) = self.check_size(&write) {
+        if let Err(refused) = self.accepts(&write) {
             self.stats.too_large += 1;
             return Err(refused);
         }
         let found = self.partitions.find(&self.slab, write.hash, write.key);
         if let Some(id) = found {
             let item = &self.slab[id];
-            if (write.version, write.origin) <= (item.version(), item.origin()) {
+            let stale = if planted(Mutation::IgnoreOrigin) {
+                write.version <= item.version()
+            } else {
+                (write.version, write.origin) <= (item.version(), item.origin())
+            };
+            if stale {
                 self.stats.stale_writes += 1;
                 return Ok(Applied::Stale);
             }
@@ -228,6 +234,25 @@ impl Shard {
             None => self.insert(item, now),
         }
         Ok(Applied::Stored)
+    }
+
+    /// Whether a write is small enough to be taken in.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`] names what is too much.
+    pub fn accepts(&self, write: &Write<'_>) -> Result<(), TooLarge> {
+        let check = |bytes, bytes_max| {
+            if bytes > bytes_max {
+                Err(TooLarge { bytes, bytes_max })
+            } else {
+                Ok(())
+            }
+        };
+        let shape = write.shape();
+        check(write.key.len(), KEY_BYTES_MAX)?;
+        check(shape.value_len, self.value_bytes_max)?;
+        check(shape.charge(), self.charge_max)
     }
 
     /// Forgets what has expired, doing at most `steps_max` small steps.
@@ -327,20 +352,6 @@ impl Shard {
     #[inline]
     pub fn stats(&self) -> &ShardStats {
         &self.stats
-    }
-
-    fn check_size(&self, write: &Write<'_>) -> Result<(), TooLarge> {
-        let check = |bytes, bytes_max| {
-            if bytes > bytes_max {
-                Err(TooLarge { bytes, bytes_max })
-            } else {
-                Ok(())
-            }
-        };
-        let shape = write.shape();
-        check(write.key.len(), KEY_BYTES_MAX)?;
-        check(shape.value_len, self.value_bytes_max)?;
-        check(shape.charge(), self.charge_max)
     }
 
     fn insert(&mut self, item: ItemBox, now: UnixMs) {

@@ -52,6 +52,12 @@ pub struct CoreCounters {
     pub batches_sent: Cell,
     /// Operations carried out for other cores.
     pub operations_for_others: Cell,
+    /// Frames of peers received.
+    pub peer_frames: Cell,
+    /// Those of them that had to go to another core.
+    pub peer_frames_hopped: Cell,
+    /// Requests of peers without the token.
+    pub peer_unauthorized: Cell,
     /// Live items.
     pub items: Cell,
     /// Bytes held, all overhead included.

@@ -107,6 +107,21 @@ const TABLE: &[Metric] = &[
         "Operations carried out for other cores",
         |c| &c.operations_for_others,
     ),
+    counter(
+        "peer_frames",
+        "Frames of operations received from peers",
+        |c| &c.peer_frames,
+    ),
+    counter(
+        "peer_frames_hopped",
+        "Frames of peers that went to another core than the one they reached",
+        |c| &c.peer_frames_hopped,
+    ),
+    counter(
+        "peer_unauthorized",
+        "Requests refused for want of the peer token",
+        |c| &c.peer_unauthorized,
+    ),
     gauge("items", "Live items held", None, |c| &c.items),
     gauge(
         "store",

@@ -32,6 +32,7 @@ pub fn command(env: &[(&str, &str)]) -> Command {
         .env_clear()
         .env("HYPERCACHE_API_ADDR", "127.0.0.1:0")
         .env("HYPERCACHE_MGMT_ADDR", "127.0.0.1:0")
+        .env("HYPERCACHE_DIST_ADDR", "127.0.0.1:0")
         .env("HYPERCACHE_NODE_ID", "test-node")
         .env("HYPERCACHE_CORES", "2")
         .env("HYPERCACHE_MEMORY_LIMIT", "256MiB")

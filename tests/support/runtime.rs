@@ -66,7 +66,7 @@ pub fn listen() -> (Listener, SocketAddr) {
 /// Two ends of one connection.
 pub async fn pair() -> (Stream, Stream) {
     let (listener, addr) = listen();
-    let here = connect(addr, LONG).await.unwrap();
+    let here = connect(addr, LONG, None).await.unwrap();
     let (there, peer) = listener.accept().await.unwrap();
     assert_eq!(peer, here.local_addr().unwrap());
     (here, there)

@@ -16,7 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::runtime::Aborter;
+use super::Aborter;
 
 /// How long a connection may wait for what.
 #[derive(Clone, Copy, Debug)]

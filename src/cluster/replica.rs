@@ -1,0 +1,196 @@
+//! What a core answers to the cores of other nodes. Every answer is immediate: a
+//! replica never asks anyone.
+
+use std::collections::BTreeMap;
+
+use super::coordinator::Coordinator;
+use super::message::{
+    Answer, Entries, FORMAT, Frames, Held, HeldBody, Malformed, PeerOp, Refusal, WriteOp,
+    put_differs, put_exchanged,
+};
+use crate::clock::{UnixMs, Version};
+use crate::hash::{KeyHash, PartitionId};
+use crate::mutation::{Mutation, planted};
+use crate::store::Applied;
+
+/// How many bytes of items one exchange hands over, give or take one item.
+const EXCHANGE_BYTES: usize = 256 << 10;
+
+impl Coordinator {
+    /// Carries out a frame whose operations are all this core's, and appends the
+    /// answer to `reply`.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] when it is no frame; operations before the fault were done.
+    pub fn serve(
+        &mut self,
+        frame: &[u8],
+        now: UnixMs,
+        reply: &mut Vec<u8>,
+    ) -> Result<(), Malformed> {
+        reply.push(FORMAT);
+        for body in Frames::new(frame)? {
+            let body = body?;
+            self.counters.peer_operations_served += 1;
+            match PeerOp::decode(body) {
+                Ok(op) => self.serve_one(&op, now, reply),
+                Err(Malformed) => Answer::Refused(Refusal::Unknown).encode(reply),
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_one(&mut self, op: &PeerOp<'_>, now: UnixMs, reply: &mut Vec<u8>) {
+        let partition = op.partition();
+        if partition.core(self.config.cores) != self.config.core
+            || !self.view.joined()
+            || !self.view.owns(partition)
+        {
+            Answer::Refused(Refusal::NotOwner).encode(reply);
+            return;
+        }
+        match op {
+            PeerOp::Write(write) => self.serve_write(write, now).encode(reply),
+            PeerOp::Read { key, value } => self.serve_read(key, *value, now, reply),
+            PeerOp::Compare { partition, digest } => {
+                if self.local.shard().digest(*partition) == *digest {
+                    Answer::Same.encode(reply);
+                } else {
+                    put_differs(reply, &self.leaf_digests(*partition, now));
+                }
+            }
+            PeerOp::Exchange {
+                partition,
+                leaves,
+                entries,
+            } => self.serve_exchange(*partition, *leaves, *entries, now, reply),
+        }
+    }
+
+    fn serve_write(&mut self, write: &WriteOp<'_>, now: UnixMs) -> Answer<'static> {
+        if write.version > Version::at(now).later(self.config.clock_skew_ms_max) {
+            self.counters.clock_skew_refused += 1;
+            return Answer::Refused(Refusal::Skewed);
+        }
+        if planted(Mutation::AckBeforeApply)
+            || write.value.is_none() && planted(Mutation::DropTombstones)
+        {
+            return Answer::Stored;
+        }
+        let hash = KeyHash::of(write.key);
+        // Versions grow with each write of a key: a write that is newer only by its
+        // origin is taken in, but its coordinator is told to stamp it anew.
+        let tie = self.local.resident(hash, write.key).filter(|resident| {
+            resident.version == write.version && resident.origin != write.origin
+        });
+        let applied = self.local.apply(
+            hash,
+            write.key,
+            write.version,
+            write.origin,
+            write.content(),
+            now,
+        );
+        match applied {
+            Ok(Applied::Stored) => match tie {
+                None => Answer::Stored,
+                Some(resident) => {
+                    self.counters.version_tie_breaks += 1;
+                    Answer::Stale {
+                        version: resident.version,
+                        origin: resident.origin,
+                    }
+                }
+            },
+            Ok(Applied::Stale) => match self.local.resident(hash, write.key) {
+                Some(resident) => {
+                    if resident.version > write.version {
+                        self.counters.version_conflicts += 1;
+                    } else if resident.origin != write.origin {
+                        self.counters.version_tie_breaks += 1;
+                    }
+                    Answer::Stale {
+                        version: resident.version,
+                        origin: resident.origin,
+                    }
+                }
+                None => Answer::Stored,
+            },
+            Err(_) => Answer::Refused(Refusal::TooLarge),
+        }
+    }
+
+    fn serve_read(&mut self, key: &[u8], value: bool, now: UnixMs, reply: &mut Vec<u8>) {
+        let hash = KeyHash::of(key);
+        let holding = self.sync.holds(hash.partition());
+        if value && let Some(item) = self.local.get(hash, key, now) {
+            let held = Held {
+                version: item.version,
+                origin: item.origin,
+                expires_at: item.expires_at,
+                body: HeldBody::Value(item.value.bytes()),
+            };
+            let held = Some(held);
+            Answer::Read { holding, held }.encode(reply);
+            return;
+        }
+        // Without the value; or it is deleted, expired or not there.
+        let held = self.local.resident(hash, key).map(|resident| Held {
+            version: resident.version,
+            origin: resident.origin,
+            expires_at: resident.expires_at,
+            body: if resident.tombstone {
+                HeldBody::Tombstone
+            } else {
+                HeldBody::Omitted
+            },
+        });
+        Answer::Read { holding, held }.encode(reply);
+    }
+
+    fn serve_exchange(
+        &self,
+        partition: PartitionId,
+        leaves: u64,
+        entries: Entries<'_>,
+        now: UnixMs,
+        reply: &mut Vec<u8>,
+    ) {
+        let mut theirs: BTreeMap<KeyHash, _> = entries
+            .iter()
+            .map(|entry| (entry.hash, (entry.version, entry.origin)))
+            .collect();
+        let mut wanted = Vec::new();
+        let mut items = Vec::new();
+        let mut more = false;
+        self.for_each_entry(partition, leaves, now, |key, entry, resident| {
+            let known = theirs.remove(&entry.hash);
+            let own = (entry.version, entry.origin);
+            if known > Some(own) {
+                wanted.push(entry.hash);
+            }
+            if known >= Some(own) {
+                return;
+            }
+            if items.len() > EXCHANGE_BYTES {
+                more = true;
+                return;
+            }
+            let peeked = self.local.shard().peek(entry.hash, key, now);
+            let value = peeked.as_ref().map(|item| item.value.bytes());
+            if value.is_some() || resident.tombstone {
+                let write = WriteOp {
+                    key,
+                    version: entry.version,
+                    origin: entry.origin,
+                    value,
+                    expires_at: resident.expires_at,
+                };
+                write.encode(&mut items);
+            }
+        });
+        wanted.extend(theirs.into_keys());
+        put_exchanged(reply, more, &wanted, &items);
+    }
+}

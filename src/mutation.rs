@@ -1,0 +1,73 @@
+//! Faults that can be planted, one at a time, to see that the simulation finds them.
+//!
+//! Without the feature `mutations`, which no release has, [`planted`] is always
+//! false and costs nothing.
+
+/// A fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// No write is kept for an owner that did not take it.
+    SkipHints,
+    /// A hint is not replaced by a newer write of its key.
+    KeepFirstHint,
+    /// A replica acknowledges a write it did not apply.
+    AckBeforeApply,
+    /// A replica acknowledges a delete it did not apply.
+    DropTombstones,
+    /// Equal versions of different origins: the first to come stays.
+    IgnoreOrigin,
+    /// A node that is suspected does not defend itself.
+    ForgetRefutation,
+    /// The absence of a key counts although the replica lacks its partition's data.
+    TrustEmptyReplicas,
+    /// A write that came too late by the clock counts as acknowledged.
+    AcceptStaleWrites,
+    /// A refused write counts towards the quorum.
+    CountRefusals,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::SkipHints,
+        Self::KeepFirstHint,
+        Self::AckBeforeApply,
+        Self::DropTombstones,
+        Self::IgnoreOrigin,
+        Self::ForgetRefutation,
+        Self::TrustEmptyReplicas,
+        Self::AcceptStaleWrites,
+        Self::CountRefusals,
+    ];
+}
+
+#[cfg(feature = "mutations")]
+mod state {
+    use std::cell::Cell;
+
+    use super::Mutation;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Mutation>> = const { Cell::new(None) };
+    }
+
+    /// Plants one fault, or none, in this thread.
+    pub fn plant(mutation: Option<Mutation>) {
+        PLANTED.set(mutation);
+    }
+
+    /// Whether this fault is planted in this thread.
+    pub fn planted(mutation: Mutation) -> bool {
+        PLANTED.get() == Some(mutation)
+    }
+}
+
+#[cfg(feature = "mutations")]
+pub use state::{plant, planted};
+
+/// Whether this fault is planted in this thread: never, in this build.
+#[cfg(not(feature = "mutations"))]
+#[inline(always)]
+pub fn planted(_mutation: Mutation) -> bool {
+    false
+}

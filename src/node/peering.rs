@@ -1,0 +1,421 @@
+//! A core among the cores of other nodes: the connections it keeps to them, and what
+//! it answers on the peer listener.
+//!
+//! **Out.** For each node and [`Lane`] one task, which takes the next frame from the
+//! coordinator, sends it, and hands back the answer or the failure. It owns its
+//! connection; nothing else waits for it. It ends when the node leaves.
+//!
+//! **In.** A frame that comes from the same core of a node with as many cores is this
+//! core's alone and is answered at once: connections are steered to the core of their
+//! sender ([`runtime::steer`]). Any other frame is cut up and goes through mailboxes.
+//! Membership messages go to the control thread; the connection waits for its reply.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use super::connection::{self, Service};
+use super::control::ControlMessage;
+use super::core::{Core, Link, wall_time};
+use crate::api::browse::{self, KeyScan};
+use crate::api::{ApiError, Turn, Writer};
+use crate::clock::UnixMs;
+use crate::cluster::coordinator::{Coordinator, Lane};
+use crate::cluster::message;
+use crate::cluster::{NodeIx, View};
+use crate::hash::{CoreCount, CoreId};
+use crate::http::{Connection, Head, Method, Status};
+use crate::peer::client::{Client, Dialing};
+use crate::peer::{KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
+use crate::runtime::{self, Listener, Steering, handoff};
+
+/// Peer connections one core accepts.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// How many bytes of keys one node lists for another at most.
+const KEYS_BYTES_MAX: usize = 32 << 20;
+
+/// A frame of a peer on its way through this node.
+#[derive(Debug)]
+pub struct PeerFrame {
+    core: CoreId,
+    bytes: Vec<u8>,
+    answer: Vec<u8>,
+    malformed: bool,
+}
+
+impl PeerFrame {
+    /// A frame for one core.
+    pub fn new(core: CoreId, bytes: Vec<u8>) -> Self {
+        Self {
+            core,
+            bytes,
+            answer: Vec::new(),
+            malformed: false,
+        }
+    }
+
+    /// Carries it out on its core.
+    pub fn serve(&mut self, cluster: &mut Coordinator, now: UnixMs) {
+        self.malformed = cluster.serve(&self.bytes, now, &mut self.answer).is_err();
+    }
+}
+
+/// The tasks that keep a core's connections to other nodes.
+#[derive(Default)]
+pub struct Links(RefCell<Vec<Option<[Rc<LinkState>; 2]>>>);
+
+struct LinkState {
+    address: RefCell<Arc<str>>,
+    gone: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl LinkState {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Links {
+    /// Starts and ends tasks so that there are some for every other node of the view.
+    pub fn follow(&self, core: &Rc<Core>, view: &View) {
+        let mut links = self.0.borrow_mut();
+        for (ix, node) in view.nodes().filter(|(ix, _)| *ix != view.me()) {
+            if links.len() <= ix.index() {
+                links.resize_with(ix.index() + 1, || None);
+            }
+            let states = links[ix.index()].get_or_insert_with(|| {
+                Lane::ALL.map(|lane| {
+                    let state = Rc::new(LinkState {
+                        address: RefCell::new(Arc::clone(&node.peer_address)),
+                        gone: Cell::new(false),
+                        waker: RefCell::new(None),
+                    });
+                    runtime::spawn(carry(Rc::clone(core), ix, lane, Rc::clone(&state)));
+                    state
+                })
+            });
+            for state in states {
+                state.address.replace(Arc::clone(&node.peer_address));
+            }
+        }
+        for (index, link) in links.iter_mut().enumerate() {
+            if view.node(NodeIx(index as u16)).is_none()
+                && let Some(states) = link.take()
+            {
+                for state in states {
+                    state.gone.set(true);
+                    state.wake();
+                }
+            }
+        }
+    }
+
+    /// Has a task look for something to send.
+    pub fn wake(&self, node: NodeIx, lane: Lane) {
+        if let Some(Some(states)) = self.0.borrow().get(node.index()) {
+            states[lane as usize].wake();
+        }
+    }
+
+    /// Wakes the tasks whose peers are due for another try.
+    pub fn wake_due(&self, cluster: &Coordinator, now: UnixMs) {
+        for (index, link) in self.0.borrow().iter().enumerate() {
+            let Some(states) = link else { continue };
+            for lane in Lane::ALL {
+                let retry_at = cluster.retry_at(NodeIx(index as u16), lane);
+                if retry_at.is_some_and(|at| at <= now) {
+                    states[lane as usize].wake();
+                }
+            }
+        }
+    }
+}
+
+/// Carries the frames of one lane to one node.
+async fn carry(core: Rc<Core>, node: NodeIx, lane: Lane, state: Rc<LinkState>) {
+    let (own, cores) = (core.api.core.index() as u16, core.api.cores.get() as u16);
+    let steering = Steering {
+        listener: own,
+        listeners: cores,
+    };
+    let target = format!("{OPERATIONS_PATH}{own}/{cores}");
+    let dialing = match lane {
+        Lane::Data => core.dialing.clone(),
+        Lane::Bulk => core.dialing_slowly.clone(),
+    };
+    let address = Arc::clone(&state.address.borrow());
+    let mut client = Client::new(dialing, address, Some(steering));
+    loop {
+        let next = poll_fn(|context| {
+            if state.gone.get() {
+                return Poll::Ready(None);
+            }
+            let mut cluster = core.cluster.borrow_mut();
+            match cluster.poll(node, lane, wall_time()) {
+                Some((sequence, frame)) => {
+                    let mut request = client.head("POST", &target, frame.len());
+                    request.extend_from_slice(frame);
+                    Poll::Ready(Some((sequence, request)))
+                }
+                None => {
+                    *state.waker.borrow_mut() = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        });
+        let Some((sequence, request)) = next.await else {
+            return;
+        };
+        client.set_address(Arc::clone(&state.address.borrow()));
+        let answered = client.exchange(request).await;
+        let now = wall_time();
+        match answered {
+            Ok(answer) => {
+                let mut cluster = core.cluster.borrow_mut();
+                cluster.answered(node, lane, sequence, &answer, now);
+            }
+            Err(error) => {
+                tracing::debug!(
+                    core = own,
+                    address = %client.address(),
+                    %error,
+                    "a request to a peer failed"
+                );
+                core.cluster.borrow_mut().failed(node, lane, sequence, now);
+            }
+        }
+        core.after_cluster();
+    }
+}
+
+/// Work of the peer listener that cannot be done at once.
+pub enum PeerJob {
+    /// A frame of operations of which some are other cores'.
+    Frame(Vec<u8>),
+    /// A frame that is another core's as a whole.
+    Elsewhere(CoreId, Vec<u8>),
+    /// A message for the control thread.
+    Membership(Vec<u8>),
+    /// A listing of this node's keys.
+    Keys(browse::Request),
+}
+
+/// What one core serves on the peer listener.
+pub struct PeerService(Rc<Core>);
+
+impl PeerService {
+    /// Accepts peers until the core ends.
+    pub async fn accept(core: Rc<Core>, listener: Listener) {
+        let service = Rc::new(Self(core));
+        loop {
+            let core = &service.0;
+            match listener.accept().await {
+                Ok((stream, _)) if core.peer_connections.open() < CONNECTIONS_MAX => {
+                    let watch = core.peer_connections.watch(stream.aborter());
+                    let limits = Rc::clone(&core.peer_limits);
+                    runtime::spawn(connection::serve(
+                        Rc::clone(&service),
+                        limits,
+                        stream,
+                        watch,
+                    ));
+                }
+                Ok(_) => tracing::warn!("a peer connection over the limit was closed"),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed on the peer listener");
+                    runtime::sleep(super::core::ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn answer(&self, turn: &mut Turn, connection: Connection, body: Result<&[u8], &ApiError>) {
+        let view = self.0.view();
+        let date = self.0.date.get();
+        let mut writer = self.0.writer(turn, &view, &date, connection);
+        match body {
+            Ok(body) => writer.respond(Status::Ok, "application/octet-stream", body, &[]),
+            Err(error) => writer.error(error),
+        }
+    }
+
+    fn health(&self, writer: &mut Writer<'_>) {
+        match self.0.unready() {
+            None => writer.respond(Status::Ok, "text/plain", b"ok", &[]),
+            Some(why) => {
+                writer.respond(
+                    Status::ServiceUnavailable,
+                    "text/plain",
+                    why.as_bytes(),
+                    &[],
+                );
+            }
+        }
+    }
+
+    async fn elsewhere(&self, link: &Link, parts: Vec<(CoreId, Vec<u8>)>) -> Option<Parts> {
+        self.0.counters.peer_frames_hopped.add(1);
+        let frames = self.0.serve_parts(link, parts).await;
+        let whole = frames.iter().all(|frame| !frame.malformed);
+        whole.then(|| {
+            let answers = frames.into_iter();
+            answers.map(|frame| (frame.core, frame.answer)).collect()
+        })
+    }
+}
+
+type Parts = Vec<(CoreId, Vec<u8>)>;
+
+/// The sender's core and its number of cores, behind [`OPERATIONS_PATH`].
+fn sender(path: &[u8]) -> Option<(CoreId, CoreCount)> {
+    let text = std::str::from_utf8(path.strip_prefix(OPERATIONS_PATH.as_bytes())?).ok()?;
+    let (core, cores) = text.split_once('/')?;
+    let cores = CoreCount::new(cores.parse().ok()?)?;
+    let core: u16 = core.parse().ok()?;
+    (usize::from(core) < cores.get()).then(|| (CoreId::new(core), cores))
+}
+
+fn malformed() -> ApiError {
+    ApiError::bad_request("malformed peer frame")
+}
+
+impl Service for PeerService {
+    type Job = (PeerJob, Connection);
+    type Link = Link;
+
+    fn link(&self) -> Link {
+        self.0.link()
+    }
+
+    fn turn(&self) -> Turn {
+        self.0.turn()
+    }
+
+    fn handle(&self, head: &Head<'_>, body: Cow<'_, [u8]>, turn: &mut Turn) -> Option<Self::Job> {
+        let core = &self.0;
+        turn.closes |= !head.keep_alive;
+        let connection = Connection::after(head.version, head.keep_alive);
+        if head.path == b"/health" && matches!(head.method, Method::Get | Method::Head) {
+            let (view, date) = (core.view(), core.date.get());
+            let mut writer = core.writer(turn, &view, &date, connection);
+            writer.head_only = head.method == Method::Head;
+            self.health(&mut writer);
+            return None;
+        }
+        if !core.dialing.token.admits(head.authorization) {
+            core.counters.peer_unauthorized.add(1);
+            self.answer(turn, connection, Err(&ApiError::unauthorized()));
+            return None;
+        }
+        let job = match (head.method, head.path) {
+            (Method::Post, path) if path.starts_with(OPERATIONS_PATH.as_bytes()) => {
+                core.counters.peer_frames.add(1);
+                match sender(path) {
+                    Some((own, cores)) if cores == core.api.cores && own == core.api.core => {
+                        let mut answer = std::mem::take(&mut turn.answers.scratch);
+                        answer.clear();
+                        let now = wall_time();
+                        let served = core.cluster.borrow_mut().serve(&body, now, &mut answer);
+                        match served {
+                            Ok(()) => self.answer(turn, connection, Ok(&answer)),
+                            Err(_) => self.answer(turn, connection, Err(&malformed())),
+                        }
+                        turn.answers.scratch = answer;
+                        return None;
+                    }
+                    Some((own, cores)) if cores == core.api.cores => {
+                        PeerJob::Elsewhere(own, body.into_owned())
+                    }
+                    Some(_) => PeerJob::Frame(body.into_owned()),
+                    None => {
+                        self.answer(turn, connection, Err(&malformed()));
+                        return None;
+                    }
+                }
+            }
+            (Method::Post, path) if path == MEMBERSHIP_PATH.as_bytes() => {
+                PeerJob::Membership(body.into_owned())
+            }
+            (Method::Get, path) if path == KEYS_PATH.as_bytes() => {
+                match browse::plan(head.query, connection) {
+                    Ok(request) => PeerJob::Keys(request),
+                    Err(error) => {
+                        self.answer(turn, connection, Err(&error));
+                        return None;
+                    }
+                }
+            }
+            _ => {
+                self.answer(turn, connection, Err(&ApiError::not_found("no such route")));
+                return None;
+            }
+        };
+        Some((job, connection))
+    }
+
+    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+        turn.closes = true;
+        self.answer(turn, Connection::Close, Err(error));
+    }
+
+    async fn settle(&self, _link: &Link, _turn: &mut Turn) {}
+
+    async fn run(&self, link: &Link, (job, connection): Self::Job, turn: &mut Turn) {
+        let body = match job {
+            PeerJob::Frame(frame) => match message::split(&frame, self.0.api.cores) {
+                Err(_) => Err(malformed()),
+                Ok(split) => match self.elsewhere(link, split.parts).await {
+                    None => Err(malformed()),
+                    Some(answers) => message::join(&split.order, &answers).map_err(|_| malformed()),
+                },
+            },
+            PeerJob::Elsewhere(core, frame) => {
+                match self.elsewhere(link, vec![(core, frame)]).await {
+                    Some(answers) => {
+                        Ok(answers.into_iter().flat_map(|(_, answer)| answer).collect())
+                    }
+                    None => Err(malformed()),
+                }
+            }
+            PeerJob::Membership(message) => {
+                let (reply, taker) = handoff();
+                let message = ControlMessage::Membership(message, reply);
+                let _ = self.0.control.send(message).await;
+                match taker.await {
+                    Some(reply) => Ok(reply),
+                    None => Err(ApiError::bad_request("malformed membership message")),
+                }
+            }
+            PeerJob::Keys(request) => {
+                let scans = self.0.browse_here(link, &request).await;
+                let (keys, truncated) = request.merge(scans);
+                let mut body = Vec::new();
+                let listed = keys.iter().map(|key| &**key);
+                keys::encode(truncated, listed, KEYS_BYTES_MAX, &mut body);
+                Ok(body)
+            }
+        };
+        self.answer(turn, connection, body.as_ref().map(Vec::as_slice));
+    }
+}
+
+/// Asks one node for its keys; nothing when it does not answer.
+pub async fn keys_of(
+    dialing: Dialing,
+    address: Arc<str>,
+    request: &browse::Request,
+) -> Option<KeyScan> {
+    let mut client = Client::new(dialing, address, None);
+    let target = format!("{KEYS_PATH}?{}", request.query());
+    let head = client.head("GET", &target, 0);
+    let body = client.exchange(head).await.ok()?;
+    let (truncated, keys) = keys::decode(&body)?;
+    Some(request.found_elsewhere(keys, truncated))
+}

@@ -1,0 +1,258 @@
+//! One connection to one peer: one request at a time, kept open between them.
+//!
+//! The address is resolved on every connect. A request that fails closes the
+//! connection. One that fails on a connection that had been idle, before a byte of
+//! an answer came, is tried once more on a fresh one: the peer may just have closed
+//! it, and everything peers say to each other may be said twice.
+//!
+//! Deadlines are kept by the core's [`Deadlines`]: an overdue connection is shut down,
+//! so that the pending call ends by itself.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::token::PeerToken;
+use crate::runtime::{self, Deadlines, Steering, Stream, Wait, Watch};
+
+/// The largest head of an answer.
+const HEAD_BYTES_MAX: usize = 8 << 10;
+/// The largest answer.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// What a connection keeps for the next answer.
+const BUFFER_BYTES_KEPT: usize = 64 << 10;
+const READ_BYTES: usize = 16 << 10;
+
+/// What all connections of one core to peers have in common.
+#[derive(Clone)]
+pub struct Dialing {
+    /// Who keeps their deadlines.
+    pub deadlines: Rc<Deadlines>,
+    /// How long a connect may take.
+    pub timeout: Duration,
+    /// The cluster's secret.
+    pub token: PeerToken,
+}
+
+/// A connection to one peer, opened when it is needed.
+pub struct Client {
+    dialing: Dialing,
+    address: Arc<str>,
+    steering: Option<Steering>,
+    open: Option<(Stream, Watch)>,
+    buffer: Vec<u8>,
+    answered: bool,
+}
+
+fn broken(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl Client {
+    /// No connection yet.
+    pub fn new(dialing: Dialing, address: Arc<str>, steering: Option<Steering>) -> Self {
+        Self {
+            dialing,
+            address,
+            steering,
+            open: None,
+            buffer: Vec::new(),
+            answered: false,
+        }
+    }
+
+    /// Where it connects to.
+    pub fn address(&self) -> &Arc<str> {
+        &self.address
+    }
+
+    /// Goes over to another address.
+    pub fn set_address(&mut self, address: Arc<str>) {
+        if address != self.address {
+            self.address = address;
+            self.open = None;
+        }
+    }
+
+    /// Starts the bytes of a request whose body is `body_len` bytes long.
+    pub fn head(&self, method: &str, target: &str, body_len: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(192 + body_len);
+        let address = &self.address;
+        let token = self.dialing.token.header();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: {address}\r\n{token}\
+             Content-Length: {body_len}\r\n\r\n"
+        );
+        out.extend_from_slice(head.as_bytes());
+        out
+    }
+
+    /// Sends a request, head and body, and waits for the body of its answer.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be sent or is not answered in time, or not with 200.
+    pub async fn exchange(&mut self, request: Vec<u8>) -> io::Result<Vec<u8>> {
+        let reused = self.open.is_some();
+        self.answered = false;
+        match self.try_exchange(request).await {
+            Ok(body) => Ok(body),
+            Err((error, request)) => {
+                let timed_out = self.timed_out();
+                self.open = None;
+                if !reused || self.answered || timed_out {
+                    return Err(error);
+                }
+                let retried = self.try_exchange(request).await;
+                retried.map_err(|(error, _)| {
+                    self.open = None;
+                    error
+                })
+            }
+        }
+    }
+
+    fn timed_out(&self) -> bool {
+        self.open
+            .as_ref()
+            .is_some_and(|(_, watch)| watch.expired().is_some())
+    }
+
+    async fn try_exchange(&mut self, request: Vec<u8>) -> Result<Vec<u8>, (io::Error, Vec<u8>)> {
+        if let Err(error) = self.connect().await {
+            return Err((error, request));
+        }
+        let Some((stream, watch)) = &mut self.open else {
+            return Err((broken("not connected"), request));
+        };
+        watch.wait_for(Wait::Write);
+        let (written, request) = stream.write_all(request).await;
+        if let Err(error) = written {
+            return Err((error, request));
+        }
+        watch.wait_for(Wait::Request);
+        match self.read_answer().await {
+            Ok(body) => {
+                if let Some((_, watch)) = &self.open {
+                    watch.wait_for(Wait::Nothing);
+                }
+                Ok(body)
+            }
+            Err(error) => Err((error, request)),
+        }
+    }
+
+    async fn connect(&mut self) -> io::Result<()> {
+        if self.open.is_some() {
+            return Ok(());
+        }
+        self.buffer.clear();
+        let address = runtime::resolve(&self.address).await?;
+        let stream = runtime::connect(address, self.dialing.timeout, self.steering).await?;
+        let watch = self.dialing.deadlines.watch(stream.aborter());
+        self.open = Some((stream, watch));
+        Ok(())
+    }
+
+    async fn read_answer(&mut self) -> io::Result<Vec<u8>> {
+        let (head_len, body_len, closes) = loop {
+            if let Some(head) = parse(&self.buffer)? {
+                break head;
+            }
+            if self.buffer.len() > HEAD_BYTES_MAX {
+                return Err(broken("the answer's head is too long"));
+            }
+            self.fill(READ_BYTES).await?;
+        };
+        let whole = head_len + body_len;
+        while self.buffer.len() < whole {
+            self.fill((whole - self.buffer.len()).min(1 << 20)).await?;
+        }
+        if self.buffer.len() > whole {
+            return Err(broken("more than one answer"));
+        }
+        let body = self.buffer[head_len..].to_vec();
+        self.buffer.clear();
+        if self.buffer.capacity() > BUFFER_BYTES_KEPT {
+            self.buffer = Vec::new();
+        }
+        if closes {
+            self.open = None;
+        }
+        Ok(body)
+    }
+
+    async fn fill(&mut self, room: usize) -> io::Result<()> {
+        let Some((stream, _)) = &mut self.open else {
+            return Err(broken("not connected"));
+        };
+        self.buffer.reserve(room);
+        let (read, buffer) = stream.read(std::mem::take(&mut self.buffer)).await;
+        self.buffer = buffer;
+        match read? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => {
+                self.answered = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Lengths of head and body of an answer with status 200, and whether the connection
+/// closes after it; nothing when the head is incomplete.
+fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, bool)>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let head_len = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(broken("the answer is not HTTP")),
+    };
+    match response.code {
+        Some(200) => {}
+        Some(401) => return Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+        _ => return Err(broken("the peer refused the request")),
+    }
+    let field = |name: &str| {
+        response
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name))
+            .and_then(|header| std::str::from_utf8(header.value).ok())
+    };
+    let body_len: usize = field("Content-Length")
+        .and_then(|value| value.parse().ok())
+        .ok_or_else(|| broken("the answer has no length"))?;
+    if body_len > ANSWER_BYTES_MAX {
+        return Err(broken("the answer is too long"));
+    }
+    let closes = field("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    Ok(Some((head_len, body_len, closes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_answers_with_status_200_and_a_length_count() {
+        let parsed = |text: &str| parse(text.as_bytes());
+        assert!(parsed("HTTP/1.1 200 OK\r\nContent-Le").unwrap().is_none());
+        let answer = parsed("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc");
+        assert_eq!(answer.unwrap(), Some((38, 3, false)));
+        let closing = parsed("HTTP/1.1 200 OK\r\nconnection: Close\r\nContent-Length: 0\r\n\r\n");
+        assert!(closing.unwrap().unwrap().2);
+        for bad in [
+            "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
+            "nonsense\r\n\r\n",
+        ] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+        let denied = parsed("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").unwrap_err();
+        assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+    }
+}

@@ -1,0 +1,379 @@
+//! The cluster under every fault we know of, by seeds.
+//!
+//! `HC_SIM_SEED=7 cargo test --test simulation` replays one seed, `HC_SIM_SEEDS=50000`
+//! runs so many, `HC_SIM_FOREVER=1` runs until stopped. What is asserted is what
+//! docs/consistency.md promises, no more and no less.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod world;
+
+use hypercache::cluster::Consistency;
+use hypercache::cluster::rng::Rng;
+use world::{Done, Event, HINTS_PER_NODE, Kind, Network, Request, World, WorldSettings};
+
+const SEEDS: u64 = 1_000;
+
+/// One way a history broke a promise.
+type Broken = String;
+
+/// Runs one seed.
+fn simulate(seed: u64) -> Result<(), Broken> {
+    let mut rng = Rng::new(seed);
+    let settings = WorldSettings {
+        nodes: 3 + rng.below(5),
+        // Without comparison of replicas, hints alone must bring them together.
+        sync: rng.below(2) == 0,
+        keys: 1 + rng.below(6),
+    };
+    let mut world = World::new(settings, Rng::new(rng.next_u64()));
+    settle(&mut world, 20_000)?;
+    let mut driver = Driver {
+        rng,
+        settings,
+        values: 0,
+        deadline: world.now + 4_000,
+    };
+    world.schedule(0, Event::Driver(0));
+    while world.now < driver.deadline {
+        let end = driver.deadline;
+        if world.run_until(end).is_some() {
+            driver.act(&mut world);
+            let delay = driver.rng.below(12) as u64;
+            world.schedule(delay, Event::Driver(0));
+        }
+        bounds(&world)?;
+    }
+    driver.heal(&mut world);
+    settle(&mut world, 60_000)?;
+    agreement(&world)?;
+    for key in 0..settings.keys {
+        let history: Vec<&Request> = world
+            .requests
+            .iter()
+            .filter(|request| request.key == key)
+            .collect();
+        final_state(&world, key, &history)?;
+        quorum_reads(&history)?;
+        order_of_writes(&history)?;
+    }
+    Ok(())
+}
+
+struct Driver {
+    rng: Rng,
+    settings: WorldSettings,
+    values: u64,
+    deadline: u64,
+}
+
+impl Driver {
+    fn act(&mut self, world: &mut World) {
+        if self.rng.below(100) < 88 {
+            self.operate(world);
+        } else {
+            self.disturb(world);
+        }
+    }
+
+    fn operate(&mut self, world: &mut World) {
+        let node = self.rng.below(self.settings.nodes);
+        if world.nodes[node].paused {
+            return;
+        }
+        let key = self.rng.below(self.settings.keys);
+        let kind = match self.rng.below(10) {
+            0..4 => {
+                self.values += 1;
+                Kind::Put(format!("value-{}", self.values).into_bytes())
+            }
+            4..6 => Kind::Delete,
+            _ => Kind::Get,
+        };
+        let consistency = match self.rng.below(10) {
+            0 => Consistency::One,
+            1 => Consistency::All,
+            _ => Consistency::Quorum,
+        };
+        world.request(node, key, kind, consistency);
+    }
+
+    fn disturb(&mut self, world: &mut World) {
+        let nodes = self.settings.nodes;
+        let (one, other) = (self.rng.below(nodes), self.rng.below(nodes));
+        match self.rng.below(12) {
+            0 => {
+                world.network = Network {
+                    loss_percent: self.rng.below(20),
+                    duplicate_percent: self.rng.below(30),
+                    delay_ms_max: self.rng.below(60) as u64,
+                }
+            }
+            1 => {
+                world.cut.insert((one, other));
+            }
+            2 => {
+                world.cut.extend([(one, other), (other, one)]);
+            }
+            3 => {
+                // One side of the cluster against the other.
+                for a in 0..nodes {
+                    for b in 0..nodes {
+                        if (a <= one) != (b <= one) {
+                            world.cut.insert((a, b));
+                        }
+                    }
+                }
+            }
+            4..6 => world.cut.clear(),
+            6 => world.pause(one),
+            7 => (0..nodes).for_each(|node| world.resume(node)),
+            8 => world.nodes[one].slow_ms = self.rng.below(80) as u64,
+            9 => world.nodes[one].skew_ms = self.rng.below(401) as i64 - 200,
+            _ => {
+                // Only while everybody else has its data and can be reached: then a
+                // majority of every key's owners survives.
+                let calm = world.cut.is_empty() && world.nodes.iter().all(|node| !node.paused);
+                if self.settings.sync && calm && world.converged() && world.all_hold() {
+                    world.restart_empty(one);
+                }
+            }
+        }
+    }
+
+    fn heal(&mut self, world: &mut World) {
+        world.network = Network::default();
+        world.cut.clear();
+        for node in 0..self.settings.nodes {
+            world.nodes[node].slow_ms = 0;
+            world.resume(node);
+        }
+    }
+}
+
+/// Lets the cluster come to rest.
+fn settle(world: &mut World, ms: u64) -> Result<(), Broken> {
+    let end = world.now + ms;
+    while world.now < end {
+        let until = (world.now + 1_000).min(end);
+        while world.run_until(until).is_some() {}
+        let quiet = world.nodes.iter().flat_map(|node| &node.cores);
+        let quiet = quiet
+            .clone()
+            .all(|core| core.hints().is_empty() && core.waiting() == 0);
+        if world.converged() && world.all_hold() && quiet && agreement(world).is_ok() {
+            return Ok(());
+        }
+    }
+    if !world.converged() {
+        return Err("membership did not converge".to_owned());
+    }
+    if !world.all_hold() {
+        return Err("a node never got its data".to_owned());
+    }
+    Ok(())
+}
+
+fn bounds(world: &World) -> Result<(), Broken> {
+    for node in &world.nodes {
+        for core in &node.cores {
+            if core.hints().len() > 2 * HINTS_PER_NODE {
+                return Err(format!("{} keeps too many hints", node.id));
+            }
+            if core.local().shard().bytes() > 4 << 20 {
+                return Err(format!("{} holds too many bytes", node.id));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All owners of a key hold the same.
+fn agreement(world: &World) -> Result<(), Broken> {
+    for key in 0..world.keys.len() {
+        let owners = world.owners(key);
+        let held: Vec<_> = owners
+            .iter()
+            .map(|&node| {
+                let resident = world.resident(node, key);
+                let stamp = resident.map(|item| (item.version, item.origin, item.tombstone));
+                (stamp, world.value(node, key))
+            })
+            .collect();
+        if held.iter().any(|one| *one != held[0]) {
+            return Err(format!(
+                "owners {owners:?} of key {key} do not agree: {held:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_durable(request: &Request) -> bool {
+    request.consistency != Consistency::One && matches!(request.result, Some(Done::Written(_)))
+}
+
+fn writes<'a>(history: &'a [&Request]) -> impl Iterator<Item = &'a Request> {
+    history
+        .iter()
+        .copied()
+        .filter(|request| request.kind != Kind::Get)
+}
+
+/// When a write was over for certain: one that failed may still take effect.
+fn over(write: &Request) -> u64 {
+    match write.result {
+        Some(Done::Written(_)) => write.ended,
+        _ => u64::MAX,
+    }
+}
+
+/// Whether some acknowledged write came wholly after `write` and wholly before `before`.
+fn superseded(write: Option<&Request>, history: &[&Request], before: u64) -> bool {
+    let end = write.map_or(0, over);
+    writes(history).any(|later| is_durable(later) && later.started > end && later.ended < before)
+}
+
+/// The writes that can be the source of what was seen; `None` stands for no write at all.
+fn sources<'a>(history: &'a [&Request], value: Option<&[u8]>) -> Vec<Option<&'a Request>> {
+    match value {
+        Some(value) => writes(history)
+            .filter(|write| matches!(&write.kind, Kind::Put(bytes) if bytes == value))
+            .map(Some)
+            .collect(),
+        None => writes(history)
+            .filter(|write| write.kind == Kind::Delete)
+            .map(Some)
+            .chain([None])
+            .collect(),
+    }
+}
+
+/// No acknowledged write is lost, and nothing that was deleted came back.
+fn final_state(world: &World, key: usize, history: &[&Request]) -> Result<(), Broken> {
+    let owner = world.owners(key)[0];
+    let value = world.value(owner, key);
+    let fine = sources(history, value.as_deref())
+        .into_iter()
+        .any(|source| !superseded(source, history, u64::MAX));
+    if fine {
+        return Ok(());
+    }
+    Err(format!(
+        "key {key} ended as {:?}, older than a write that was acknowledged",
+        value.map(|value| String::from_utf8_lossy(&value).into_owned())
+    ))
+}
+
+/// A read at QUORUM after an acknowledged write at QUORUM is never older.
+fn quorum_reads(history: &[&Request]) -> Result<(), Broken> {
+    for read in history
+        .iter()
+        .filter(|request| request.kind == Kind::Get && request.consistency != Consistency::One)
+    {
+        let (value, version) = match &read.result {
+            Some(Done::Found(value, version, _)) => (Some(value.as_slice()), Some(*version)),
+            Some(Done::Missing) => (None, None),
+            _ => continue,
+        };
+        let fine = sources(history, value)
+            .into_iter()
+            .any(|source| !superseded(source, history, read.started));
+        let newest = writes(history)
+            .filter(|write| is_durable(write) && write.ended < read.started)
+            .filter_map(|write| match write.result {
+                Some(Done::Written(version)) => Some(version),
+                _ => None,
+            })
+            .max();
+        if !fine || version.is_some() && version < newest {
+            return Err(format!(
+                "a read at {} saw something older: {read:?}",
+                read.consistency
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A write that began after another was acknowledged has a greater version.
+fn order_of_writes(history: &[&Request]) -> Result<(), Broken> {
+    let mut acked: Vec<_> = writes(history)
+        .filter(|write| is_durable(write))
+        .filter_map(|write| match write.result {
+            Some(Done::Written(version)) => Some((write.started, write.ended, version)),
+            _ => None,
+        })
+        .collect();
+    acked.sort_unstable();
+    for (index, (started, _, version)) in acked.iter().enumerate() {
+        if let Some(earlier) = acked[..index]
+            .iter()
+            .find(|(_, ended, earlier)| ended < started && earlier >= version)
+        {
+            return Err(format!(
+                "a later write got an older version: {earlier:?}, {version:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn every_promise_holds_under_every_fault() {
+    if let Some(seed) = setting("HC_SIM_SEED") {
+        simulate(seed).unwrap();
+        return;
+    }
+    let seeds = match setting("HC_SIM_FOREVER") {
+        Some(_) => u64::MAX,
+        None => setting("HC_SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    let first = setting("HC_SIM_FIRST").unwrap_or(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let broken: Vec<String> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    for seed in (first + thread..first.saturating_add(seeds)).step_by(threads as usize) {
+                        if let Err(broken) = simulate(seed) {
+                            return Some(format!(
+                                "{broken}\nreplay it: HC_SIM_SEED={seed} cargo test --test simulation"
+                            ));
+                        }
+                    }
+                    None
+                })
+            })
+            .collect();
+        runs.into_iter()
+            .filter_map(|run| run.join().unwrap())
+            .collect()
+    });
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Each fault that can be planted is found: the simulation can fail.
+#[cfg(feature = "mutations")]
+#[test]
+fn planted_faults_are_found() {
+    use hypercache::mutation::{Mutation, plant};
+    let missed: Vec<_> = Mutation::ALL
+        .into_iter()
+        .filter(|&mutation| {
+            plant(Some(mutation));
+            let found = (0..400).find_map(|seed| Some((seed, simulate(seed).err()?)));
+            plant(None);
+            match &found {
+                Some((seed, broken)) => println!("{mutation:?}: seed {seed}: {broken}"),
+                None => println!("{mutation:?}: not found"),
+            }
+            found.is_none()
+        })
+        .collect();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}

@@ -1,0 +1,722 @@
+//! A cluster in one thread: real membership, coordinators and stores, a network and
+//! clocks made of a seed.
+//!
+//! Time moves from event to event. Nothing here sleeps, and the same seed always gives
+//! the same history.
+
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+
+use hypercache::clock::{Origin, UnixMs, Version};
+use hypercache::cluster::coordinator::{Config, Lane};
+use hypercache::cluster::hints::HintLimits;
+use hypercache::cluster::membership::{self, Action as MemberAction, Identity, Membership, State};
+use hypercache::cluster::message;
+use hypercache::cluster::rng::Rng;
+use hypercache::cluster::view::{Node as ViewNode, NodeState, Parts, Placements, Registry};
+use hypercache::cluster::{Consistency, Coordinator, LocalStore, NodeIx, View};
+use hypercache::hash::{CoreCount, CoreId, KeyHash};
+use hypercache::operations::{Action, Exchange, Home, Operation, Outcome};
+use hypercache::store::{EvictionPolicy, Shard, ShardConfig, ValueIn};
+
+thread_local! {
+    static PLACEMENTS: RefCell<Placements> = RefCell::default();
+}
+
+pub const EPOCH_MS: u64 = 1_800_000_000_000;
+const TICK_MS: u64 = 20;
+const PEER_TIMEOUT_MS: u64 = 200;
+pub const HEARTBEAT_MS: u64 = 100;
+pub const SKEW_MS_MAX: u64 = 500;
+pub const HINTS_PER_NODE: usize = 500;
+
+/// What happens at some time.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    Tick {
+        node: usize,
+        life: u32,
+    },
+    /// A frame arrives at a node.
+    Frame {
+        envelope: Envelope,
+        bytes: Vec<u8>,
+    },
+    /// The answer to a frame arrives.
+    Answer {
+        envelope: Envelope,
+        bytes: Vec<u8>,
+    },
+    /// A frame that was not answered is given up.
+    Timeout {
+        envelope: Envelope,
+    },
+    /// A membership message arrives.
+    Gossip {
+        from: usize,
+        to: String,
+        bytes: Vec<u8>,
+    },
+    GossipReply {
+        from: usize,
+        to: usize,
+        life: u32,
+        bytes: Vec<u8>,
+    },
+    /// The driver's turn: an operation or a fault.
+    Driver(u64),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    pub from: usize,
+    pub life: u32,
+    pub core: usize,
+    pub to: String,
+    pub peer: NodeIx,
+    pub lane: u8,
+    pub sequence: u64,
+}
+
+#[derive(Debug)]
+struct Scheduled {
+    at: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// One simulated process.
+pub struct Process {
+    pub id: String,
+    pub address: String,
+    pub life: u32,
+    pub up: bool,
+    pub paused: bool,
+    /// How far its clock is ahead, in milliseconds.
+    pub skew_ms: i64,
+    /// How much later everything it sends arrives.
+    pub slow_ms: u64,
+    pub membership: Membership,
+    registry: Registry,
+    pub cores: Vec<Coordinator>,
+    pub view: Arc<View>,
+    /// What came while it was paused.
+    backlog: Vec<Event>,
+}
+
+/// How the network treats messages.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Network {
+    pub loss_percent: usize,
+    pub duplicate_percent: usize,
+    pub delay_ms_max: u64,
+}
+
+/// An operation a client has under way or has finished.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub node: usize,
+    pub key: usize,
+    pub started: u64,
+    pub ended: u64,
+    pub consistency: Consistency,
+    pub kind: Kind,
+    pub result: Option<Done>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Get,
+    Put(Vec<u8>),
+    Delete,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    Found(Vec<u8>, Version, Origin),
+    Missing,
+    Written(Version),
+    Failed,
+}
+
+pub struct World {
+    pub now: u64,
+    pub rng: Rng,
+    pub nodes: Vec<Process>,
+    pub network: Network,
+    /// Pairs (from, to) that nothing passes.
+    pub cut: std::collections::BTreeSet<(usize, usize)>,
+    pub requests: Vec<Request>,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    order: u64,
+    settings: WorldSettings,
+    pub keys: Vec<Vec<u8>>,
+    exchanges: BTreeMap<usize, (Exchange, hypercache::operations::Ticket)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct WorldSettings {
+    pub nodes: usize,
+    pub sync: bool,
+    pub keys: usize,
+}
+
+fn shard(cores: CoreCount, core: CoreId) -> Shard {
+    Shard::new(ShardConfig {
+        cores,
+        core,
+        items_max: 0,
+        bytes_max: 4 << 20,
+        value_bytes_max: 64 << 10,
+        tombstones_max: 10_000,
+        eviction: EvictionPolicy::default(),
+    })
+    .unwrap()
+}
+
+impl World {
+    pub fn new(settings: WorldSettings, rng: Rng) -> Self {
+        let mut world = Self {
+            now: EPOCH_MS,
+            rng,
+            nodes: Vec::new(),
+            network: Network::default(),
+            cut: Default::default(),
+            requests: Vec::new(),
+            queue: BinaryHeap::new(),
+            order: 0,
+            settings,
+            keys: (0..settings.keys)
+                .map(|key| format!("key-{key}").into_bytes())
+                .collect(),
+            exchanges: BTreeMap::new(),
+        };
+        for index in 0..settings.nodes {
+            let cores = 1 + world.rng.below(2);
+            let process = world.process(index, 0, cores);
+            world.nodes.push(process);
+            world.schedule(
+                0,
+                Event::Tick {
+                    node: index,
+                    life: 0,
+                },
+            );
+        }
+        world
+    }
+
+    fn process(&mut self, index: usize, life: u32, cores: usize) -> Process {
+        let id = format!("node-{index}");
+        // A name: it leads to whatever life of the node there is.
+        let address = format!("node-{index}:7946");
+        let identity = Identity {
+            id: Arc::from(&*id),
+            peer_address: Arc::from(&*address),
+            client_address: Arc::from(&*address),
+        };
+        let seeds = (0..self.settings.nodes).map(|seed| membership::Seed {
+            id: Some(Arc::from(format!("node-{seed}"))),
+            address: Arc::from(format!("node-{seed}:7946")),
+        });
+        let config = membership::Config {
+            heartbeat_ms: HEARTBEAT_MS,
+            gossip_interval_ms: HEARTBEAT_MS,
+            indirect_probes: 2,
+            dead_grace_ms: 3_600_000,
+            join_timeout_ms: 3_600_000,
+        };
+        let skew_ms = self.rng.below(2 * 200 + 1) as i64 - 200;
+        let membership = Membership::new(
+            config,
+            identity,
+            self.now + u64::from(life),
+            seeds.collect(),
+            self.now,
+        );
+        let count = CoreCount::new(cores).unwrap();
+        let view = Arc::new(View::looking(&id, 3, 64, false));
+        let local_now = UnixMs((self.now as i64 + skew_ms) as u64);
+        let cores = count
+            .cores()
+            .map(|core| {
+                let config = Config {
+                    core,
+                    cores: count,
+                    hints: HintLimits {
+                        ttl_ms: 3_600_000,
+                        per_node: HINTS_PER_NODE,
+                        per_node_bytes: 1 << 20,
+                        total: 2 * HINTS_PER_NODE,
+                        total_bytes: 2 << 20,
+                    },
+                    hint_replay_ms: 100,
+                    clock_skew_ms_max: SKEW_MS_MAX,
+                    sync_interval_ms: if self.settings.sync { 500 } else { 1 << 40 },
+                    bootstrap_timeout_ms: 1 << 40,
+                };
+                let local =
+                    LocalStore::new(shard(count, core), Origin::of(&id, life as u8), 3_600_000);
+                Coordinator::new(
+                    config,
+                    local,
+                    Arc::clone(&view),
+                    self.rng.next_u64(),
+                    local_now,
+                )
+            })
+            .collect();
+        Process {
+            id,
+            address,
+            life,
+            up: true,
+            paused: false,
+            skew_ms,
+            slow_ms: 0,
+            membership,
+            registry: Registry::default(),
+            cores,
+            view,
+            backlog: Vec::new(),
+        }
+    }
+
+    pub fn schedule(&mut self, delay_ms: u64, event: Event) {
+        self.order += 1;
+        let scheduled = Scheduled {
+            at: self.now + delay_ms,
+            order: self.order,
+            event,
+        };
+        self.queue.push(Reverse(scheduled));
+    }
+
+    /// Carries out events until one of the driver's comes up; false when time is over.
+    pub fn run_until(&mut self, end: u64) -> Option<u64> {
+        while let Some(Reverse(next)) = self.queue.peek() {
+            if next.at > end {
+                break;
+            }
+            let Some(Reverse(next)) = self.queue.pop() else {
+                break;
+            };
+            self.now = self.now.max(next.at);
+            if let Event::Driver(number) = next.event {
+                return Some(number);
+            }
+            self.carry_out(next.event);
+        }
+        self.now = self.now.max(end);
+        None
+    }
+
+    pub fn time_of(&self, node: usize) -> UnixMs {
+        UnixMs((self.now as i64 + self.nodes[node].skew_ms) as u64)
+    }
+
+    fn by_address(&self, address: &str) -> Option<usize> {
+        self.nodes
+            .iter()
+            .position(|node| node.up && node.address == address)
+    }
+
+    fn passes(&mut self, from: usize, to: usize) -> Option<u64> {
+        if self.cut.contains(&(from, to)) || self.rng.below(100) < self.network.loss_percent {
+            return None;
+        }
+        let delay = 1 + self.rng.below(self.network.delay_ms_max as usize + 1) as u64;
+        Some(delay + self.nodes[from].slow_ms)
+    }
+
+    fn carry_out(&mut self, event: Event) {
+        let target = match &event {
+            Event::Tick { node, life } if self.nodes[*node].life == *life => Some(*node),
+            Event::Frame { envelope, .. } => self.by_address(&envelope.to),
+            Event::Answer { envelope, .. } | Event::Timeout { envelope } => {
+                Some(envelope.from).filter(|&from| self.nodes[from].life == envelope.life)
+            }
+            Event::Gossip { to, .. } => self.by_address(to),
+            Event::GossipReply { to, life, .. } => {
+                Some(*to).filter(|&to| self.nodes[to].life == *life)
+            }
+            _ => None,
+        };
+        let Some(target) = target.filter(|&target| self.nodes[target].up) else {
+            return;
+        };
+        if self.nodes[target].paused {
+            self.nodes[target].backlog.push(event);
+            return;
+        }
+        let now = self.time_of(target);
+        match event {
+            Event::Tick { node, life } => {
+                let mut rng = Rng::new(self.rng.next_u64());
+                self.nodes[node].membership.tick(self.now, &mut rng);
+                for core in &mut self.nodes[node].cores {
+                    core.tick(now);
+                }
+                self.schedule(TICK_MS, Event::Tick { node, life });
+            }
+            Event::Frame { envelope, bytes } => self.frame(target, envelope, &bytes, now),
+            Event::Answer { envelope, bytes } => {
+                let lane = Lane::ALL[usize::from(envelope.lane)];
+                self.nodes[target].cores[envelope.core].answered(
+                    envelope.peer,
+                    lane,
+                    envelope.sequence,
+                    &bytes,
+                    now,
+                );
+            }
+            Event::Timeout { envelope } => {
+                let lane = Lane::ALL[usize::from(envelope.lane)];
+                self.nodes[target].cores[envelope.core].failed(
+                    envelope.peer,
+                    lane,
+                    envelope.sequence,
+                    now,
+                );
+            }
+            Event::Gossip { from, bytes, .. } => {
+                let message = membership::Message::decode(&bytes).unwrap();
+                let mut rng = Rng::new(self.rng.next_u64());
+                let reply = self.nodes[target]
+                    .membership
+                    .receive(self.now, &mut rng, message);
+                if let Some(reply) = reply {
+                    let mut bytes = Vec::new();
+                    reply.encode(&mut bytes);
+                    let life = self.nodes[from].life;
+                    if let Some(delay) = self.passes(target, from) {
+                        self.schedule(
+                            delay,
+                            Event::GossipReply {
+                                from: target,
+                                to: from,
+                                life,
+                                bytes,
+                            },
+                        );
+                    }
+                }
+            }
+            Event::GossipReply { bytes, .. } => {
+                let message = membership::Message::decode(&bytes).unwrap();
+                let mut rng = Rng::new(self.rng.next_u64());
+                self.nodes[target]
+                    .membership
+                    .receive(self.now, &mut rng, message);
+            }
+            Event::Driver(_) => {}
+        }
+        self.follow_up(target);
+    }
+
+    fn frame(&mut self, target: usize, envelope: Envelope, bytes: &[u8], now: UnixMs) {
+        let node = &mut self.nodes[target];
+        let cores = CoreCount::new(node.cores.len()).unwrap();
+        let split = message::split(bytes, cores).unwrap();
+        let mut answers = Vec::new();
+        for (core, part) in &split.parts {
+            let mut answer = Vec::new();
+            node.cores[core.index()]
+                .serve(part, now, &mut answer)
+                .unwrap();
+            answers.push((*core, answer));
+        }
+        let bytes = message::join(&split.order, &answers).unwrap();
+        if let Some(delay) = self.passes(target, envelope.from) {
+            self.schedule(delay, Event::Answer { envelope, bytes });
+        }
+    }
+
+    /// Does what a node has left to do: frames, gossip, views, answers to clients.
+    pub fn follow_up(&mut self, index: usize) {
+        loop {
+            let action = self.nodes[index].membership.poll_action();
+            match action {
+                None => break,
+                Some(MemberAction::Send { to, message }) => {
+                    let mut bytes = Vec::new();
+                    message.encode(&mut bytes);
+                    let receiver = self.by_address(&to);
+                    if let Some(receiver) = receiver
+                        && let Some(delay) = self.passes(index, receiver)
+                    {
+                        let to = to.to_string();
+                        self.schedule(
+                            delay,
+                            Event::Gossip {
+                                from: index,
+                                to,
+                                bytes,
+                            },
+                        );
+                    }
+                }
+                Some(MemberAction::Changed) => {}
+            }
+        }
+        self.renew_view(index);
+        let now = self.time_of(index);
+        for core in 0..self.nodes[index].cores.len() {
+            self.collect(index, core);
+            let peers: Vec<(NodeIx, String)> = self.nodes[index]
+                .view
+                .nodes()
+                .filter(|(ix, _)| *ix != self.nodes[index].view.me())
+                .map(|(ix, node)| (ix, node.peer_address.to_string()))
+                .collect();
+            for (peer, to) in peers {
+                for lane in Lane::ALL {
+                    let polled = self.nodes[index].cores[core].poll(peer, lane, now);
+                    let Some((sequence, frame)) = polled else {
+                        continue;
+                    };
+                    let bytes = frame.to_vec();
+                    let envelope = Envelope {
+                        from: index,
+                        life: self.nodes[index].life,
+                        core,
+                        to: to.clone(),
+                        peer,
+                        lane: lane as u8,
+                        sequence,
+                    };
+                    self.transmit(envelope, bytes);
+                }
+            }
+            self.collect(index, core);
+        }
+    }
+
+    fn transmit(&mut self, envelope: Envelope, bytes: Vec<u8>) {
+        let timeout = Event::Timeout {
+            envelope: envelope.clone(),
+        };
+        self.schedule(PEER_TIMEOUT_MS, timeout);
+        let Some(receiver) = self.by_address(&envelope.to) else {
+            return;
+        };
+        if let Some(delay) = self.passes(envelope.from, receiver) {
+            if self.rng.below(100) < self.network.duplicate_percent {
+                let late = delay + self.rng.below(400) as u64;
+                let (envelope, bytes) = (envelope.clone(), bytes.clone());
+                self.schedule(late, Event::Frame { envelope, bytes });
+            }
+            self.schedule(delay, Event::Frame { envelope, bytes });
+        }
+    }
+
+    fn renew_view(&mut self, index: usize) {
+        let now = self.time_of(index);
+        let node = &mut self.nodes[index];
+        if node.view.version() == node.membership.version()
+            && node.view.joined() == node.membership.joined()
+        {
+            return;
+        }
+        let me = node.registry.number(&Arc::from(&*node.id)).unwrap();
+        let mut nodes = Vec::new();
+        for member in node
+            .membership
+            .members()
+            .filter(|member| member.state != State::Left)
+        {
+            let ix = node.registry.number(&member.identity.id).unwrap();
+            let state = match member.state {
+                State::Alive => NodeState::Alive,
+                State::Suspect => NodeState::Suspect,
+                State::Dead | State::Left => NodeState::Dead,
+            };
+            let entry = ViewNode {
+                id: Arc::clone(&member.identity.id),
+                peer_address: Arc::clone(&member.identity.peer_address),
+                client_address: Arc::clone(&member.identity.client_address),
+                state,
+                incarnation: member.incarnation,
+                placed: member.placed,
+            };
+            nodes.push((ix, entry));
+        }
+        let parts = Parts {
+            version: node.membership.version(),
+            me,
+            nodes,
+            replication: 3,
+            virtual_nodes: 64,
+            joined: node.membership.joined(),
+        };
+        let view = Arc::new(PLACEMENTS.with_borrow_mut(|known| View::new(parts, known)));
+        node.view = Arc::clone(&view);
+        for core in &mut node.cores {
+            core.set_view(Arc::clone(&view), now);
+        }
+    }
+
+    /// Takes the outcomes of operations that are finished.
+    fn collect(&mut self, index: usize, core: usize) {
+        let mut finished = Vec::new();
+        self.nodes[index].cores[core].take_finished(&mut finished);
+        for (batch, home) in finished {
+            self.done(home.reply, batch);
+        }
+    }
+
+    fn done(&mut self, request: usize, batch: Box<hypercache::operations::Batch>) {
+        let Some((mut exchange, ticket)) = self.exchanges.remove(&request) else {
+            return;
+        };
+        exchange.put_back(batch);
+        let (_, outcome) = exchange.outcome(ticket).unwrap();
+        let done = match outcome {
+            Outcome::Found(found) => {
+                Done::Found(found.value.bytes().to_vec(), found.version, found.origin)
+            }
+            Outcome::Missing => Done::Missing,
+            Outcome::Stored(version) | Outcome::Deleted(version) => Done::Written(version),
+            _ => Done::Failed,
+        };
+        self.requests[request].result = Some(done);
+        self.requests[request].ended = self.now;
+    }
+
+    /// Starts an operation at a node, as its client listener would.
+    pub fn request(
+        &mut self,
+        node: usize,
+        key: usize,
+        kind: Kind,
+        consistency: Consistency,
+    ) -> usize {
+        let number = self.requests.len();
+        self.requests.push(Request {
+            node,
+            key,
+            started: self.now,
+            ended: u64::MAX,
+            consistency,
+            kind: kind.clone(),
+            result: None,
+        });
+        let now = self.time_of(node);
+        let bytes = self.keys[key].clone();
+        let hash = KeyHash::of(&bytes);
+        let cores = CoreCount::new(self.nodes[node].cores.len()).unwrap();
+        let core = hash.partition().core(cores);
+        let mut exchange = Exchange::new(cores);
+        let action = match &kind {
+            Kind::Get => Action::Get,
+            Kind::Put(value) => Action::Put {
+                value: ValueIn::Bytes(value),
+                expires_at: None,
+            },
+            Kind::Delete => Action::Delete,
+        };
+        let operation = Operation {
+            hash,
+            key: &bytes,
+            action,
+            consistency,
+        };
+        let ticket = exchange.add(core, operation);
+        let batch = exchange.take(0).unwrap();
+        self.exchanges.insert(number, (exchange, ticket));
+        let home = Home {
+            core,
+            reply: number,
+            served_by: core,
+        };
+        if let Some(batch) = self.nodes[node].cores[core.index()].run(batch, home, now) {
+            self.done(number, batch);
+        }
+        self.follow_up(node);
+        number
+    }
+
+    /// Kills a node; it starts again at once, empty, at another address.
+    pub fn restart_empty(&mut self, index: usize) {
+        let life = self.nodes[index].life + 1;
+        let cores = self.nodes[index].cores.len();
+        // What clients had under way there is never answered.
+        let process = self.process(index, life, cores);
+        self.nodes[index] = process;
+        self.schedule(0, Event::Tick { node: index, life });
+    }
+
+    pub fn pause(&mut self, index: usize) {
+        self.nodes[index].paused = true;
+    }
+
+    pub fn resume(&mut self, index: usize) {
+        self.nodes[index].paused = false;
+        for event in std::mem::take(&mut self.nodes[index].backlog) {
+            self.schedule(0, event);
+        }
+    }
+
+    /// Nodes that own a key, by the view of node 0.
+    pub fn owners(&self, key: usize) -> Vec<usize> {
+        let partition = KeyHash::of(&self.keys[key]).partition();
+        let ids = self.nodes[0].view.owner_ids(partition);
+        ids.filter_map(|id| self.nodes.iter().position(|node| node.id == id))
+            .collect()
+    }
+
+    /// What a node holds of a key.
+    pub fn resident(&self, node: usize, key: usize) -> Option<hypercache::store::Resident> {
+        let hash = KeyHash::of(&self.keys[key]);
+        let cores = CoreCount::new(self.nodes[node].cores.len()).unwrap();
+        let core = hash.partition().core(cores);
+        self.nodes[node].cores[core.index()]
+            .local()
+            .resident(hash, &self.keys[key])
+    }
+
+    pub fn value(&self, node: usize, key: usize) -> Option<Vec<u8>> {
+        let hash = KeyHash::of(&self.keys[key]);
+        let cores = CoreCount::new(self.nodes[node].cores.len()).unwrap();
+        let core = hash.partition().core(cores);
+        let shard = self.nodes[node].cores[core.index()].local().shard();
+        let item = shard.peek(hash, &self.keys[key], self.time_of(node))?;
+        Some(item.value.bytes().to_vec())
+    }
+
+    /// Whether every node sees every node alive.
+    pub fn converged(&self) -> bool {
+        self.nodes.iter().all(|node| {
+            let alive = node
+                .view
+                .nodes()
+                .filter(|(_, peer)| peer.state == NodeState::Alive);
+            alive.count() == self.nodes.len() && node.view.joined()
+        })
+    }
+
+    /// Whether every node has the data of all its partitions.
+    pub fn all_hold(&self) -> bool {
+        let mut cores = self.nodes.iter().flat_map(|node| &node.cores);
+        cores.all(|core| core.sync().missing() == 0)
+    }
+}
