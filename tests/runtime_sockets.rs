@@ -249,7 +249,9 @@ fn every_core_can_listen_on_the_same_port() {
         let port = addr.port();
         drop(second);
         let listener = Listener::from_std(first).unwrap();
-        let here = connect(([127, 0, 0, 1], port).into(), LONG, None).await.unwrap();
+        let here = connect(([127, 0, 0, 1], port).into(), LONG, None)
+            .await
+            .unwrap();
         let (there, peer) = listener.accept().await.unwrap();
         assert!(
             peer.is_ipv4(),

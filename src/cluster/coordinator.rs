@@ -10,7 +10,9 @@
 //!            too few can still take it ──────────► Unreached: it may survive or not
 //! ```
 //!
-//! Only real owners that applied it count. One that did not take it (down, slow,
+//! Only real owners that applied it count, and only those that hold the partition's
+//! data: one that came back empty stores the write but cannot know whether it is newer
+//! than what was acknowledged before. One that did not take it (down, slow,
 //! its outbox full) gets a hint instead. A write whose stamp is behind what an owner
 //! holds, because that was stamped by a clock that runs ahead, is stamped anew:
 //! what is acknowledged is newer than what was acknowledged before it. That is
@@ -192,6 +194,8 @@ struct WriteWork {
     /// Owners that have yet to answer for this version.
     open: usize,
     restamped: bool,
+    /// Whether any owner will do.
+    one: bool,
 }
 
 /// A read that compares the answers of several owners.
@@ -751,6 +755,7 @@ impl Coordinator {
             stale: 0,
             open,
             restamped: false,
+            one: operation.consistency == Consistency::One,
         };
         self.wait(place, Work::Write(work));
         None
@@ -781,7 +786,8 @@ impl Coordinator {
         if owners.as_slice().contains(&self.view.me()) {
             self.local
                 .apply(hash, key, version, origin, content.clone(), now)?;
-            acks += 1;
+            let knows = self.sync.holds(hash.partition());
+            acks += usize::from(knows || operation.consistency == Consistency::One);
         } else {
             let write = Write {
                 hash,
@@ -836,6 +842,10 @@ impl Coordinator {
         work.open -= 1;
         match *answer {
             Answer::Stored => work.acks += 1,
+            Answer::StoredUnknowing => {
+                let counts = work.one || planted(Mutation::TrustEmptyReplicas);
+                work.acks += usize::from(counts);
+            }
             Answer::Stale { version, origin } => {
                 let ours = (version, origin) == (work.version, self.local.origin());
                 let limit = Version::at(now).later(self.config.clock_skew_ms_max);
@@ -1192,7 +1202,6 @@ impl Coordinator {
     /// Enough owners have answered: fetches the newest value if need be, repairs those
     /// that have something older, and answers.
     fn conclude(&mut self, slot: usize, now: UnixMs) {
-        let call = self.call(slot);
         let Some(Pending {
             work: Work::Collect(work),
             batch: batch_slot,
@@ -1217,6 +1226,9 @@ impl Coordinator {
                 return;
             };
             let key = held.batch.operation(index).key;
+            // From here on only the answer to this counts, and none of the others.
+            self.pending[slot].0 = self.pending[slot].0.wrapping_add(1);
+            let call = self.call(slot);
             let asked =
                 first && self.push(node, Lane::Data, call, &PeerOp::Read { key, value: true });
             self.batches[batch_slot] = Some(held);
@@ -1360,7 +1372,9 @@ impl Coordinator {
             Call::Repair => {}
             Call::Hint { number } => {
                 match answer {
-                    Answer::Stored | Answer::Stale { .. } => self.hints.replayed(node, number),
+                    Answer::Stored | Answer::StoredUnknowing | Answer::Stale { .. } => {
+                        self.hints.replayed(node, number);
+                    }
                     Answer::Refused(Refusal::Skewed) => {}
                     _ => self.hints.refused(node, number),
                 }

@@ -203,6 +203,9 @@ pub enum HeldBody<'a> {
 pub enum Answer<'a> {
     /// The write is what the receiver holds now.
     Stored,
+    /// The same, but the receiver lacks the data of the partition: it cannot know
+    /// whether the write is newer than what was acknowledged before.
+    StoredUnknowing,
     /// The receiver holds this, which is as new or newer.
     Stale {
         /// The version it holds.
@@ -416,6 +419,7 @@ const HELD: u8 = 4;
 const SAME: u8 = 5;
 const DIFFERS: u8 = 6;
 const EXCHANGED: u8 = 7;
+const STORED_UNKNOWING: u8 = 8;
 
 /// Appends the digests of all leaves as an answer.
 pub fn put_differs(out: &mut Vec<u8>, leaves: &[Digest; LEAVES]) {
@@ -442,6 +446,7 @@ impl<'a> Answer<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Stored => out.extend_from_slice(&[1, STORED]),
+            Self::StoredUnknowing => out.extend_from_slice(&[1, STORED_UNKNOWING]),
             Self::Same => out.extend_from_slice(&[1, SAME]),
             Self::Stale { version, origin } => {
                 out.extend_from_slice(&[13, STALE]);
@@ -500,6 +505,7 @@ impl<'a> Answer<'a> {
         let mut reader = Reader(body);
         match reader.u8()? {
             STORED => Ok(Self::Stored),
+            STORED_UNKNOWING => Ok(Self::StoredUnknowing),
             SAME => Ok(Self::Same),
             STALE => Ok(Self::Stale {
                 version: reader.version()?,
@@ -820,6 +826,7 @@ mod tests {
         };
         let answers = [
             Answer::Stored,
+            Answer::StoredUnknowing,
             Answer::Same,
             Answer::Stale { version, origin },
             Answer::Refused(Refusal::Skewed),

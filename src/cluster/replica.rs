@@ -94,7 +94,8 @@ impl Coordinator {
         );
         match applied {
             Ok(Applied::Stored) => match tie {
-                None => Answer::Stored,
+                None if self.sync.holds(hash.partition()) => Answer::Stored,
+                None => Answer::StoredUnknowing,
                 Some(resident) => {
                     self.counters.version_tie_breaks += 1;
                     Answer::Stale {

@@ -220,11 +220,13 @@ fn writes<'a>(history: &'a [&Request]) -> impl Iterator<Item = &'a Request> {
         .filter(|request| request.kind != Kind::Get)
 }
 
-/// When a write was over for certain: one that failed may still take effect.
+/// When a write was over for certain: one that failed may still take effect, and one at
+/// ONE is ordered by nothing but its version.
 fn over(write: &Request) -> u64 {
-    match write.result {
-        Some(Done::Written(_)) => write.ended,
-        _ => u64::MAX,
+    if is_durable(write) {
+        write.ended
+    } else {
+        u64::MAX
     }
 }
 
@@ -287,9 +289,11 @@ fn quorum_reads(history: &[&Request]) -> Result<(), Broken> {
             })
             .max();
         if !fine || version.is_some() && version < newest {
+            let earlier: Vec<_> = writes(history)
+                .filter(|write| write.started < read.ended)
+                .collect();
             return Err(format!(
-                "a read at {} saw something older: {read:?}",
-                read.consistency
+                "a read saw something older than {newest:?}: {read:?}\nafter {earlier:#?}"
             ));
         }
     }
