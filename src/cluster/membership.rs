@@ -1,770 +1,525 @@
-//! Who is in the cluster: SWIM (Das, Gupta, Motivala, "SWIM: Scalable Weakly-consistent
-//! Infection-style Process Group Membership Protocol", 2002), without I/O.
+//! Who is in the cluster, and who of them is alive: SWIM (Das, Gupta, Motivala, "SWIM:
+//! Scalable Weakly-consistent Infection-style Process Group Membership Protocol", 2002)
+//! as a pure state machine. The shell brings time, chance and messages; the machine says
+//! what to send. It reads no clock, opens no socket and takes no lock.
 //!
 //! ```text
-//!             probe and its relays unanswered,      silent for 6 heartbeats
-//!             silent for 3 heartbeats
-//!   Alive ───────────────────────────► Suspect ─────────────────────────► Dead
-//!     ▲ ▲                                 │                                 │ grace over, and
-//!     │ └──── refuted: greater ───────────┘                                 │ a majority alive
-//!     └────── incarnation ◄─────────────────────────────────────────────────┤
-//!                                    leave() ───────────────────────────► Left
+//!              a probe round failed and        still nothing,
+//!              3 heartbeats of silence         6 heartbeats in all
+//!     ┌─────────┐ ───────────────► ┌─────────┐ ───────────► ┌──────┐
+//!     │  Alive  │                  │ Suspect │              │ Dead │
+//!     └─────────┘ ◄─────────────── └─────────┘              └──────┘
+//!       │  ▲  ▲    refuted: greater incarnation               │  │ grace over, and a
+//!       │  │  └───────────────────────────────────────────────┘  │ majority is alive
+//!       │  │ restarted: greater incarnation                      ▼
+//!       │  └───────────────────────────────────────────────── ┌──────┐  10 min
+//!       └───────────────────────────────────────────────────► │ Left │ ───────► forgotten
+//!                            it said goodbye                  └──────┘
 //! ```
 //!
-//! Each heartbeat a few members are probed, in shuffled turns (section 4.3); one that
-//! does not answer is probed through relays. What changed travels with every message
-//! (4.1) and, whole, with a periodic exchange with one member. A member that learns it
-//! is suspected defends itself with a greater incarnation (4.2); a restarted one begins
-//! with a greater one (its start time) and is taken back at once, wherever it is now.
+//! **Invariants.**
+//! - What is known of a member only grows in the order of (incarnation, state), with
+//!   Alive < Suspect < Dead < Left. That order is total and holds SWIM's precedence rules
+//!   (section 4.2), so all who have heard the same updates, in whatever order, agree.
+//! - Only a member raises its own incarnation. It begins with the start time of the
+//!   process, so a restart outranks whatever was said of the life before.
+//! - A member is `placed` (may own data) in every state but Left. Only its own goodbye or a
+//!   node that sees a strict majority of all placed members alive makes it Left: of two
+//!   halves of a partition at most one removes the other.
+//! - Equal calls with an equal seed give equal actions, byte for byte.
 //!
-//! A dead member keeps its place among the owners for a grace, and longer while no
-//! majority of those placed is alive here: a minority never removes anyone.
+//! **A slow peer.** Each heartbeat a few members are pinged in a shuffled round robin
+//! (section 4.3); one that does not answer within half a heartbeat is also pinged by way of
+//! others, and probed again in the next round. Any message from it counts as a sign of
+//! life. Every message tells its receiver what is believed of it, so that one wrongly
+//! suspected refutes at once. Time in which this machine itself did not run is not held
+//! against others: its clock advances by one heartbeat per call at most.
 //!
-//! Bounds: [`MEMBERS_MAX`] members, [`UPDATES_MAX`] updates in a message. Whoever lies
-//! can disturb membership; the shell lets in only who shows the peer token.
-
-mod wire;
+//! **A gone peer** is suspected, then dead, then removed by a majority. The dead are pinged
+//! now and then, and seeds that nobody here knows are tried again, so that halves of a
+//! healed partition, or ones that never met, find each other. One that was removed and
+//! forgotten may be brought back by somebody who was cut off for longer than ten minutes;
+//! it is then found dead and removed as before.
+//!
+//! **A lying peer.** Peers are trusted as far as the transport authenticated them. Nonsense
+//! is bounded in size and memory and cannot panic or stall the machine; a false suspicion
+//! is refuted. But a liar can spread false addresses or members that do not exist, and with
+//! the greatest incarnation it silences an id for good. Two nodes that run under one id
+//! outbid each other; both count it.
+//!
+//! **News** ride on the messages that are sent anyway (section 4.1): each change on
+//! O(log n) of them, [`PIGGYBACK_MAX`] per message. Every gossip interval one member at
+//! random is also sent, and sends back, all there is to know, which mends what loss left.
+//!
+//! **Bounds.** [`MEMBERS_MAX`] members, [`ERRANDS_MAX`] probes on behalf of others,
+//! [`ACTIONS_MAX`] messages waiting to be taken away; what does not fit is refused and
+//! counted. A heartbeat costs at most [`PROBES_PER_ROUND`] × (1 + k) messages of its own,
+//! as many pings to the dead, and one per seed.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
-pub use wire::Malformed;
-
 use super::rng::Rng;
-use crate::mutation::{Mutation, planted};
 
-/// The most members; more are not taken in.
+mod beliefs;
+mod message;
+mod news;
+mod probing;
+
+pub use message::{Kind, Malformed, Message, Update};
+
+/// Members known at a time: this node, and those that left and are still remembered, count.
 pub const MEMBERS_MAX: usize = 1024;
-/// The most updates in one message.
+/// Updates in one message.
 pub const UPDATES_MAX: usize = 1024;
-/// How many members are probed each heartbeat.
-const PROBES_MAX: usize = 5;
-/// Updates that travel with an ordinary message.
-const PIGGYBACK_MAX: usize = 64;
-/// How long one that left is remembered, so that old gossip does not bring it back.
-const LEFT_MEMORY_MS: u64 = 600_000;
-/// Every how many heartbeats the dead and unknown seeds are tried.
-const RETRY_HEARTBEATS: u64 = 5;
+/// Updates in a message that is not gossip of everything.
+pub const PIGGYBACK_MAX: usize = 64;
+/// Members probed per heartbeat.
+pub const PROBES_PER_ROUND: usize = 5;
+/// Pings on behalf of others whose answer is awaited.
+pub const ERRANDS_MAX: usize = 256;
+/// Messages that wait for [`Membership::poll_action`].
+pub const ACTIONS_MAX: usize = 4096;
+/// The length of an id, in bytes.
+pub const ID_BYTES_MAX: usize = 253;
+/// The length of an address, in bytes.
+pub const ADDRESS_BYTES_MAX: usize = 512;
 
-/// What does not change while a node runs.
-#[derive(Clone, Debug)]
+/// Silence, in heartbeats, after which a failed probe makes a member suspect; also how long
+/// one has to refute of whose suspicion this node was told.
+const SUSPECT_HEARTBEATS: u64 = 3;
+/// Silence, in heartbeats, after which a suspect is dead.
+const DEAD_HEARTBEATS: u64 = 6;
+/// Heartbeats from one ping of the dead to the next.
+const DEAD_PING_HEARTBEATS: u64 = 3;
+/// Heartbeats, before jitter, from one attempt at unknown seeds to the next.
+const STRANGER_HEARTBEATS: u64 = 10;
+/// How long one that left is remembered, so that old news do not bring it back.
+const LEFT_MEMORY_MS: u64 = 10 * 60 * 1000;
+
+/// How the protocol is paced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Between two probes of one member.
+    /// From one probe round to the next.
     pub heartbeat_ms: u64,
-    /// Between two whole exchanges.
+    /// From one exchange of everything to the next.
     pub gossip_interval_ms: u64,
-    /// Relays of an indirect probe.
+    /// How many others are asked to ping a member that did not answer; 0 for none.
     pub indirect_probes: usize,
-    /// How long a dead member keeps its place.
+    /// How long a dead member stays placed, at least.
     pub dead_grace_ms: u64,
-    /// How long seeds are looked for before this node is content alone.
+    /// How long a node waits for its seeds before it is a cluster of its own.
     pub join_timeout_ms: u64,
 }
 
-/// A node, and where it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A node's name and where it is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
     /// Its id.
     pub id: Arc<str>,
-    /// Its peer listener, by name or address.
+    /// Where peers reach it, `host:port`; a name is resolved on each connect.
     pub peer_address: Arc<str>,
-    /// Its client listener.
+    /// Where clients reach it.
     pub client_address: Arc<str>,
 }
 
-/// What is believed of a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is believed of a member. The order is that of precedence within one incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum State {
     /// It answers.
     Alive,
-    /// It does not answer.
+    /// It did not answer and may still refute.
     Suspect,
-    /// It has not answered for long.
+    /// It is taken to be gone, but its place is kept.
     Dead,
-    /// It went, or was removed.
+    /// It said goodbye, or was removed after the grace.
     Left,
 }
 
 impl State {
-    fn rank(self) -> u8 {
+    /// The contract's word; outsiders do not tell the left from the dead.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Alive => 0,
-            Self::Suspect => 1,
-            Self::Dead => 2,
-            Self::Left => 3,
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead | Self::Left => "dead",
         }
+    }
+
+    fn is_probed(self) -> bool {
+        matches!(self, Self::Alive | Self::Suspect)
+    }
+
+    fn is_placed(self) -> bool {
+        self != Self::Left
     }
 }
 
-/// What one member says of another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Update {
-    /// Who.
-    pub identity: Identity,
-    /// What is believed of it.
-    pub state: State,
-    /// In which of its incarnations.
-    pub incarnation: u64,
-}
-
-/// What a message is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Are you there?
-    Ping,
-    /// Yes.
-    Ack,
-    /// Is that member there? I cannot reach it.
-    PingRequest {
-        /// Its id.
-        target: Arc<str>,
-    },
-    /// It is: it answered me.
-    IndirectAck {
-        /// Its id.
-        target: Arc<str>,
-    },
-    /// All I know; tell me all you know.
-    Gossip,
-    /// All I know.
-    GossipReply,
-    /// I am going.
-    Leave,
-}
-
-/// A message between members.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Who sends it.
-    pub from: Identity,
-    /// Its incarnation.
-    pub incarnation: u64,
-    /// What it is for.
-    pub kind: Kind,
-    /// What else it says.
-    pub updates: Vec<Update>,
-}
-
 /// What the shell is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
-    /// Send this; a reply goes to [`Membership::receive`], a loss is no matter.
+    /// Send a message. A reply that comes back goes to [`Membership::receive`]; losing
+    /// either is allowed.
     Send {
-        /// A peer listener.
+        /// The peer address of the receiver.
         to: Arc<str>,
         /// What to send.
         message: Message,
     },
-    /// Members or states changed.
+    /// Members or their states changed: publish a new view.
     Changed,
 }
 
-/// Where to look for the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A node to join by.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seed {
-    /// The node there, where it was named.
+    /// Its id, when the setting names one.
     pub id: Option<Arc<str>>,
-    /// Its peer listener.
+    /// Its peer address.
     pub address: Arc<str>,
 }
 
-/// What is known of a member.
-#[derive(Clone, Debug)]
+/// A member as this node knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
-    /// Who and where it is.
+    /// Who it is.
     pub identity: Identity,
     /// What is believed of it.
     pub state: State,
-    /// In which of its incarnations.
+    /// Which life of the node this is, and how often it was defended.
     pub incarnation: u64,
-    /// Whether it may own partitions.
+    /// Whether it may own data: in every state but [`State::Left`].
     pub placed: bool,
-    /// Since when it is in this state.
+    /// Since when it is in this state. On the machine's own clock: the `now_ms` it is given,
+    /// less the stalls of this process.
     pub since_ms: u64,
-    heard_ms: u64,
 }
 
-/// What was counted since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named like the fields of /dist/metrics")]
+impl Member {
+    fn new(identity: Identity, state: State, incarnation: u64, since_ms: u64) -> Self {
+        Self {
+            identity,
+            state,
+            incarnation,
+            placed: state.is_placed(),
+            since_ms,
+        }
+    }
+
+    fn enter(&mut self, state: State, now_ms: u64) {
+        if self.state != state {
+            self.state = state;
+            self.placed = state.is_placed();
+            self.since_ms = now_ms;
+        }
+    }
+
+    fn to_update(&self) -> Update {
+        Update {
+            identity: self.identity.clone(),
+            state: self.state,
+            incarnation: self.incarnation,
+        }
+    }
+}
+
+/// What happened so far, as seen from this node; numbers only grow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
+    /// Probes answered directly.
     pub heartbeat_success: u64,
+    /// Probes answered in no way.
     pub heartbeat_failure: u64,
+    /// Probes answered by way of another member.
     pub indirect_probe_success: u64,
+    /// Probes that other members were asked for too, in vain.
     pub indirect_probe_failure: u64,
+    /// Indirect answers from members that were suspect.
     pub indirect_probe_refuted: u64,
+    /// Members that became suspect.
     pub nodes_suspect: u64,
+    /// Members that became dead.
     pub nodes_dead: u64,
+    /// Dead members that were removed, by this node or another.
     pub nodes_removed: u64,
+    /// Claims of another node to this node's id.
     pub id_conflicts: u64,
+    /// Updates refused because [`MEMBERS_MAX`] members are known.
     pub members_refused: u64,
+    /// Requests to ping a member refused because [`ERRANDS_MAX`] are under way.
+    pub errands_refused: u64,
+    /// Messages dropped because [`ACTIONS_MAX`] were waiting.
+    pub messages_dropped: u64,
 }
 
-#[derive(Debug)]
-struct Probe {
-    relays_at_ms: u64,
-    ends_at_ms: u64,
-    relayed: bool,
-}
-
-/// See the module's comment.
+/// The membership of one node.
 #[derive(Debug)]
 pub struct Membership {
     config: Config,
-    me: Identity,
-    incarnation: u64,
+    me: Member,
+    others: BTreeMap<Arc<str>, Peer>,
     seeds: Vec<Seed>,
-    members: BTreeMap<Arc<str>, Member>,
-    probes: BTreeMap<Arc<str>, Probe>,
-    /// Whom a relayed probe is for: target, then who asked.
-    relayed: BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    turns: Vec<Arc<str>>,
-    /// What to pass on, and how often it was.
-    rumours: BTreeMap<Arc<str>, usize>,
-    actions: VecDeque<Action>,
+
+    /// This machine's clock, see [`Self::advance`].
+    now_ms: u64,
+    /// What the shell last said the time was.
+    told_ms: u64,
     started_ms: u64,
-    next_heartbeat_ms: u64,
+    next_round_ms: u64,
     next_gossip_ms: u64,
-    heartbeats: u64,
-    joined: bool,
-    leaving: bool,
+    next_strangers_ms: u64,
+
+    /// Whether any other member has been heard.
+    met: bool,
+    rounds: u64,
+    round_started_ms: u64,
+    round: Vec<Probe>,
+    /// Whom to probe, last first, until all have been and the order is drawn anew.
+    order: Vec<Arc<str>>,
+    errands: Vec<Errand>,
+    rumors: BTreeMap<Arc<str>, Rumor>,
+
     version: u64,
+    changed: bool,
+    outgoing: VecDeque<Action>,
     counters: Counters,
 }
 
+/// Another member, and what concerns only this node's watch over it.
+#[derive(Debug)]
+struct Peer {
+    member: Member,
+    /// The last sign of life, or where silence begins to count, see
+    /// [`Membership::count_silence_anew`].
+    silent_since_ms: u64,
+    /// Until when it may refute; read while it is suspect.
+    refutable_until_ms: u64,
+}
+
+/// A member probed in this round.
+#[derive(Debug)]
+struct Probe {
+    target: Arc<str>,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Pinged,
+    RelaysAsked,
+    Answered,
+}
+
+/// A ping on behalf of another member.
+#[derive(Debug)]
+struct Errand {
+    target: Arc<str>,
+    asker: Arc<str>,
+    until_ms: u64,
+}
+
+/// A change that others may not know yet. What it says is read from the member when told.
+#[derive(Debug)]
+struct Rumor {
+    told: u32,
+    version: u64,
+}
+
 impl Membership {
-    /// A node that knows no other. `incarnation` is greater at every start.
+    /// A node that starts, alone. `incarnation` is its start time in milliseconds, so that
+    /// it grows with every restart. Seeds that name this node are left out.
     pub fn new(
         config: Config,
         me: Identity,
         incarnation: u64,
-        seeds: Vec<Seed>,
+        mut seeds: Vec<Seed>,
         now_ms: u64,
     ) -> Self {
-        let seeds: Vec<Seed> = seeds
-            .into_iter()
-            .filter(|seed| seed.id.as_deref() != Some(&*me.id) && seed.address != me.peer_address)
-            .collect();
-        let own = Member {
-            identity: me.clone(),
-            state: State::Alive,
-            incarnation,
-            placed: true,
-            since_ms: now_ms,
-            heard_ms: now_ms,
+        seeds.retain(|seed| seed.id.as_ref() != Some(&me.id) && seed.address != me.peer_address);
+        // A heartbeat of zero would stop the clock.
+        let config = Config {
+            heartbeat_ms: config.heartbeat_ms.max(1),
+            ..config
         };
         Self {
-            joined: seeds.is_empty(),
-            members: BTreeMap::from([(Arc::clone(&me.id), own)]),
-            config,
-            me,
-            incarnation,
+            me: Member::new(me, State::Alive, incarnation, now_ms),
+            others: BTreeMap::new(),
             seeds,
-            probes: BTreeMap::new(),
-            relayed: BTreeMap::new(),
-            turns: Vec::new(),
-            rumours: BTreeMap::new(),
-            actions: VecDeque::new(),
+            now_ms,
+            told_ms: now_ms,
             started_ms: now_ms,
-            next_heartbeat_ms: now_ms,
-            next_gossip_ms: now_ms + 1,
-            heartbeats: 0,
-            leaving: false,
+            next_round_ms: now_ms,
+            next_gossip_ms: now_ms.saturating_add(config.gossip_interval_ms),
+            next_strangers_ms: later(now_ms, config.heartbeat_ms, STRANGER_HEARTBEATS),
+            met: false,
+            rounds: 0,
+            round_started_ms: now_ms,
+            round: Vec::new(),
+            order: Vec::new(),
+            errands: Vec::new(),
+            rumors: BTreeMap::new(),
             version: 1,
+            changed: true,
+            outgoing: VecDeque::new(),
             counters: Counters::default(),
+            config,
         }
     }
 
-    /// This node.
-    pub fn me(&self) -> &Identity {
-        &self.me
-    }
-
-    /// Every member that is known, this one too, by id.
-    pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.members.values()
-    }
-
-    /// Whether this node has found its cluster, or founded one.
-    pub fn joined(&self) -> bool {
-        self.joined
-    }
-
-    /// Grows with every change.
-    pub fn version(&self) -> u64 {
-        self.version
-    }
-
-    /// What was counted.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// What to do next.
-    pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
-    }
-
-    /// Does what is due. Call it several times per heartbeat.
+    /// Lets time pass: ends and begins probe rounds, gossips, knocks at seeds, runs out
+    /// timers. To be called about ten times per heartbeat.
     pub fn tick(&mut self, now_ms: u64, rng: &mut Rng) {
-        if self.leaving {
+        self.advance(now_ms);
+        if self.me.state == State::Left {
             return;
         }
-        if !self.joined && now_ms.saturating_sub(self.started_ms) >= self.config.join_timeout_ms {
-            self.joined = true;
-            self.changed();
+        if self.now_ms >= self.next_round_ms {
+            self.judge_round();
+            self.run_out_timers();
+            self.start_round(rng);
+            self.knock_at_seeds(rng);
+        } else {
+            self.ask_relays(rng);
+            self.run_out_timers();
         }
-        self.follow_probes(now_ms, rng);
-        self.age(now_ms);
-        if now_ms >= self.next_heartbeat_ms {
-            self.next_heartbeat_ms = now_ms + self.config.heartbeat_ms;
-            self.heartbeats += 1;
-            self.look_for_seeds(rng);
-            self.probe(now_ms, rng);
-        }
-        if now_ms >= self.next_gossip_ms {
-            self.next_gossip_ms = now_ms + self.config.gossip_interval_ms;
-            let others = self.others(|member| member.state == State::Alive);
-            if !others.is_empty() {
-                let to = Arc::clone(&others[rng.below(others.len())].peer_address);
-                self.send_all(to, Kind::Gossip);
-            }
+        if self.now_ms >= self.next_gossip_ms {
+            self.gossip(rng);
         }
     }
 
-    /// Takes a message in; what it returns is the reply.
+    /// Takes a message or a reply in. What it returns goes back as the answer.
     pub fn receive(&mut self, now_ms: u64, rng: &mut Rng, message: Message) -> Option<Message> {
+        self.advance(now_ms);
         let Message {
             from,
             incarnation,
             kind,
             updates,
         } = message;
-        if from.id == self.me.id {
-            // Ourselves through a seed's other name, or another node with our id.
-            if from.peer_address != self.me.peer_address {
-                self.counters.id_conflicts += 1;
-                self.defend(incarnation);
-            }
+        if from == self.me.identity {
+            // A seed's address led back here.
             return None;
         }
-        let leaves = kind == Kind::Leave;
-        let state = if leaves { State::Left } else { State::Alive };
-        self.learn(
-            Update {
-                identity: from.clone(),
-                state,
-                incarnation,
-            },
-            now_ms,
-        );
-        self.heard(&from.id, incarnation, now_ms);
-        for update in updates {
-            self.learn(update, now_ms);
+        if self.me.state == State::Left {
+            // Whoever still asks missed the goodbye.
+            let asks = matches!(kind, Kind::Ping | Kind::Gossip | Kind::PingRequest { .. });
+            return asks.then(|| self.compose(Kind::Leave, &[]));
         }
-        if !self.joined {
-            self.joined = true;
-            self.changed();
-        }
-        if self.leaving {
-            return None;
+        let heard = self.hear(&from, incarnation, &kind, rng);
+        for update in updates.into_iter().take(UPDATES_MAX) {
+            self.learn(update, rng);
         }
         match kind {
-            Kind::Ping => Some(self.message(Kind::Ack, Some(&from.id))),
-            Kind::Gossip => Some(self.whole(Kind::GossipReply)),
-            Kind::Ack => {
-                if self.probes.remove(&from.id).is_some() {
-                    self.counters.heartbeat_success += 1;
-                }
-                for asker in self.relayed.remove(&from.id).unwrap_or_default() {
-                    let kind = Kind::IndirectAck {
-                        target: Arc::clone(&from.id),
-                    };
-                    self.send(&asker, kind);
-                }
-                None
+            Kind::Ping => return Some(self.compose(Kind::Ack, &[&from.id])),
+            Kind::Gossip => return Some(self.compose_everything(Kind::GossipReply)),
+            Kind::Ack if heard => self.take_ack(&from.id, incarnation),
+            Kind::PingRequest { target } => self.run_errand(target, from.id),
+            Kind::IndirectAck {
+                target,
+                incarnation,
+            } => {
+                self.take_indirect_ack(&target, incarnation);
             }
-            Kind::PingRequest { target } => {
-                let askers = self.relayed.entry(Arc::clone(&target)).or_default();
-                if !askers.contains(&from.id) && askers.len() < MEMBERS_MAX {
-                    askers.push(from.id);
-                }
-                self.send(&target, Kind::Ping);
-                None
-            }
-            Kind::IndirectAck { target } => {
-                if self.probes.remove(&target).is_some() {
-                    self.counters.heartbeat_success += 1;
-                    self.counters.indirect_probe_success += 1;
-                }
-                let suspect = self
-                    .members
-                    .get(&target)
-                    .is_some_and(|member| member.state == State::Suspect);
-                if suspect {
-                    self.counters.indirect_probe_refuted += 1;
-                }
-                if let Some(member) = self.members.get_mut(&target) {
-                    member.heard_ms = now_ms;
-                }
-                let _ = rng;
-                None
-            }
-            Kind::GossipReply | Kind::Leave => None,
+            Kind::Ack | Kind::GossipReply | Kind::Leave => {}
         }
+        None
     }
 
-    /// Tells everyone that this node goes. It does not defend itself any more.
+    /// The next thing to do, until there is none. To be drained after every call that
+    /// changes something.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        if std::mem::take(&mut self.changed) {
+            return Some(Action::Changed);
+        }
+        self.outgoing.pop_front()
+    }
+
+    /// Says goodbye to all that are there. From now on this node only answers that it left,
+    /// and lets others say of it what they want.
     pub fn leave(&mut self, now_ms: u64) {
-        self.leaving = true;
-        self.incarnation += 1;
-        if let Some(own) = self.members.get_mut(&self.me.id) {
-            own.incarnation = self.incarnation;
-            own.since_ms = now_ms;
+        self.advance(now_ms);
+        if self.me.state == State::Left {
+            return;
         }
-        let others: Vec<_> = self
-            .others(|member| matches!(member.state, State::Alive | State::Suspect))
-            .iter()
-            .map(|identity| Arc::clone(&identity.id))
-            .collect();
-        for id in others {
-            self.send(&id, Kind::Leave);
+        self.me.incarnation = self.me.incarnation.saturating_add(1);
+        self.me.enter(State::Left, self.now_ms);
+        self.mark_changed();
+        self.round.clear();
+        self.errands.clear();
+        for id in self.ids_where(State::is_probed) {
+            self.send(&id, Kind::Leave, None);
         }
     }
 
-    fn others(&self, wanted: impl Fn(&Member) -> bool) -> Vec<&Identity> {
-        self.members
-            .values()
-            .filter(|member| member.identity.id != self.me.id && wanted(member))
-            .map(|member| &member.identity)
+    /// This node.
+    pub fn me(&self) -> &Identity {
+        &self.me.identity
+    }
+
+    /// All members by id: this node, and until they are forgotten those that left.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        let id: &str = &self.me.identity.id;
+        let before = self.others.range::<str, _>((Unbounded, Excluded(id)));
+        let after = self.others.range::<str, _>((Excluded(id), Unbounded));
+        before
+            .map(|(_, peer)| &peer.member)
+            .chain(std::iter::once(&self.me))
+            .chain(after.map(|(_, peer)| &peer.member))
+    }
+
+    /// Whether this node knows its cluster: it met another member, has no seeds to meet, or
+    /// waited for them long enough.
+    pub fn joined(&self) -> bool {
+        self.met
+            || self.seeds.is_empty()
+            || self.now_ms.saturating_sub(self.started_ms) >= self.config.join_timeout_ms
+    }
+
+    /// Grows with every change of a member.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Moves this machine's clock by the time that passed, but by one heartbeat at most:
+    /// while the process was stopped nobody could be heard, and nobody is blamed for it. A
+    /// clock that steps back stands still for one call.
+    fn advance(&mut self, now_ms: u64) {
+        let passed_ms = now_ms.saturating_sub(self.told_ms);
+        self.told_ms = now_ms;
+        self.now_ms = self
+            .now_ms
+            .saturating_add(passed_ms.min(self.config.heartbeat_ms));
+    }
+
+    fn heartbeats_from_now(&self, count: u64) -> u64 {
+        later(self.now_ms, self.config.heartbeat_ms, count)
+    }
+
+    fn heartbeats_passed(&self, count: u64, since_ms: u64) -> bool {
+        self.now_ms.saturating_sub(since_ms) >= self.config.heartbeat_ms.saturating_mul(count)
+    }
+
+    fn ids_where(&self, wanted: impl Fn(State) -> bool) -> Vec<Arc<str>> {
+        self.others
+            .iter()
+            .filter(|(_, peer)| wanted(peer.member.state))
+            .map(|(id, _)| Arc::clone(id))
             .collect()
     }
 
-    fn changed(&mut self) {
-        self.version += 1;
-        if self.actions.back() != Some(&Action::Changed) {
-            self.actions.push_back(Action::Changed);
-        }
-    }
-
-    fn message(&mut self, kind: Kind, to: Option<&Arc<str>>) -> Message {
-        let updates = self.piggyback(to);
-        Message {
-            from: self.me.clone(),
-            incarnation: self.incarnation,
-            kind,
-            updates,
-        }
-    }
-
-    fn whole(&self, kind: Kind) -> Message {
-        let updates = self
-            .members
-            .values()
-            .take(UPDATES_MAX)
-            .map(update_of)
-            .collect();
-        Message {
-            from: self.me.clone(),
-            incarnation: self.incarnation,
-            kind,
-            updates,
-        }
-    }
-
-    /// The news that were passed on least, and what concerns the receiver itself.
-    fn piggyback(&mut self, to: Option<&Arc<str>>) -> Vec<Update> {
-        let limit = 3 * (usize::BITS - self.members.len().leading_zeros()) as usize;
-        let mut news: Vec<(usize, Arc<str>)> = self
-            .rumours
-            .iter()
-            .map(|(id, told)| (*told, Arc::clone(id)))
-            .collect();
-        news.sort_unstable();
-        news.truncate(PIGGYBACK_MAX);
-        for (told, id) in &news {
-            if told + 1 >= limit {
-                self.rumours.remove(id);
-            } else {
-                self.rumours.insert(Arc::clone(id), told + 1);
-            }
-        }
-        let mut ids: Vec<Arc<str>> = news.into_iter().map(|(_, id)| id).collect();
-        let accused = to.filter(|to| {
-            let member = self.members.get(*to);
-            member.is_some_and(|member| member.state != State::Alive) && !ids.contains(to)
-        });
-        ids.extend(accused.cloned());
-        ids.iter()
-            .filter_map(|id| self.members.get(id).map(update_of))
-            .collect()
-    }
-
-    fn send(&mut self, to: &Arc<str>, kind: Kind) {
-        let Some(member) = self.members.get(to) else {
-            return;
-        };
-        let address = Arc::clone(&member.identity.peer_address);
-        let message = self.message(kind, Some(to));
-        let to = address;
-        self.actions.push_back(Action::Send { to, message });
-    }
-
-    fn send_all(&mut self, to: Arc<str>, kind: Kind) {
-        let message = self.whole(kind);
-        self.actions.push_back(Action::Send { to, message });
-    }
-
-    fn look_for_seeds(&mut self, rng: &mut Rng) {
-        let alone = self.members.len() == 1;
-        if !alone && self.joined && rng.below(2 * RETRY_HEARTBEATS as usize) != 0 {
-            return;
-        }
-        let unknown: Vec<Arc<str>> = self
-            .seeds
-            .iter()
-            .filter(|seed| {
-                !self.members.values().any(|member| {
-                    member.identity.peer_address == seed.address
-                        || Some(&member.identity.id) == seed.id.as_ref()
-                })
-            })
-            .map(|seed| Arc::clone(&seed.address))
-            .collect();
-        for address in unknown {
-            self.send_all(address, Kind::Gossip);
-        }
-    }
-
-    fn probe(&mut self, now_ms: u64, rng: &mut Rng) {
-        for _ in 0..PROBES_MAX {
-            if self.turns.is_empty() {
-                let mut turns: Vec<_> = self
-                    .others(|member| matches!(member.state, State::Alive | State::Suspect))
-                    .iter()
-                    .map(|identity| Arc::clone(&identity.id))
-                    .collect();
-                rng.shuffle(&mut turns);
-                self.turns = turns;
-            }
-            let Some(id) = self.turns.pop() else {
-                break;
-            };
-            if self.probes.contains_key(&id) || !self.members.contains_key(&id) {
-                continue;
-            }
-            let probe = Probe {
-                relays_at_ms: now_ms + self.config.heartbeat_ms / 2,
-                ends_at_ms: now_ms + self.config.heartbeat_ms,
-                relayed: false,
-            };
-            self.probes.insert(Arc::clone(&id), probe);
-            self.send(&id, Kind::Ping);
-            if self.turns.is_empty() {
-                break;
-            }
-        }
-        if self.heartbeats.is_multiple_of(RETRY_HEARTBEATS) {
-            let dead = self.others(|member| member.state == State::Dead);
-            let dead: Vec<_> = dead
-                .iter()
-                .map(|identity| Arc::clone(&identity.peer_address))
-                .collect();
-            for address in dead {
-                self.send_all(address, Kind::Gossip);
-            }
-        }
-    }
-
-    fn follow_probes(&mut self, now_ms: u64, rng: &mut Rng) {
-        let ids: Vec<Arc<str>> = self.probes.keys().cloned().collect();
-        for id in ids {
-            let Some(probe) = self.probes.get_mut(&id) else {
-                continue;
-            };
-            if now_ms >= probe.ends_at_ms {
-                if probe.relayed {
-                    self.counters.indirect_probe_failure += 1;
-                }
-                self.counters.heartbeat_failure += 1;
-                self.probes.remove(&id);
-                self.missed(&id, now_ms);
-            } else if now_ms >= probe.relays_at_ms && !probe.relayed {
-                probe.relayed = true;
-                let mut relays: Vec<_> = self
-                    .others(|member| member.state == State::Alive && member.identity.id != id)
-                    .iter()
-                    .map(|identity| Arc::clone(&identity.id))
-                    .collect();
-                rng.shuffle(&mut relays);
-                relays.truncate(self.config.indirect_probes);
-                if let Some(probe) = self.probes.get_mut(&id) {
-                    probe.relayed = !relays.is_empty();
-                    probe.relays_at_ms = u64::MAX;
-                }
-                for relay in relays {
-                    let target = Arc::clone(&id);
-                    self.send(&relay, Kind::PingRequest { target });
-                }
-            }
-        }
-    }
-
-    /// A whole round of probing a member failed.
-    fn missed(&mut self, id: &Arc<str>, now_ms: u64) {
-        let silence = 3 * self.config.heartbeat_ms;
-        let Some(member) = self.members.get_mut(id) else {
-            return;
-        };
-        if member.state == State::Alive && now_ms.saturating_sub(member.heard_ms) >= silence {
-            member.state = State::Suspect;
-            member.since_ms = now_ms;
-            self.counters.nodes_suspect += 1;
-            self.rumours.insert(Arc::clone(id), 0);
-            self.changed();
-        }
-    }
-
-    /// Moves suspects and the dead on as their time passes.
-    fn age(&mut self, now_ms: u64) {
-        let heartbeat = self.config.heartbeat_ms;
-        let placed = self.members.values().filter(|member| member.placed).count();
-        let alive = self
-            .members
-            .values()
-            .filter(|member| member.placed && member.state == State::Alive)
-            .count();
-        let mut news = Vec::new();
-        for (id, member) in &mut self.members {
-            let since = now_ms.saturating_sub(member.since_ms);
-            let silent = now_ms.saturating_sub(member.heard_ms);
-            match member.state {
-                State::Suspect if since >= 3 * heartbeat && silent >= 6 * heartbeat => {
-                    member.state = State::Dead;
-                    self.counters.nodes_dead += 1;
-                }
-                State::Dead
-                    if member.placed
-                        && since >= self.config.dead_grace_ms
-                        && 2 * alive > placed =>
-                {
-                    member.state = State::Left;
-                    member.placed = false;
-                    self.counters.nodes_removed += 1;
-                }
-                _ => continue,
-            }
-            member.since_ms = now_ms;
-            news.push(Arc::clone(id));
-        }
-        let before = self.members.len();
-        self.members.retain(|_, member| {
-            member.state != State::Left || now_ms.saturating_sub(member.since_ms) < LEFT_MEMORY_MS
-        });
-        if !news.is_empty() || self.members.len() != before {
-            for id in news {
-                self.rumours.insert(id, 0);
-            }
-            self.changed();
-        }
-    }
-
-    fn heard(&mut self, id: &Arc<str>, incarnation: u64, now_ms: u64) {
-        if let Some(member) = self.members.get_mut(id)
-            && incarnation >= member.incarnation
-        {
-            member.heard_ms = now_ms;
-        }
-    }
-
-    /// Takes in what is said of a member, unless more is known (SWIM, section 4.2).
-    fn learn(&mut self, update: Update, now_ms: u64) {
-        let id = Arc::clone(&update.identity.id);
-        if id == self.me.id {
-            let accused = update.state != State::Alive;
-            let imposter = update.identity.peer_address != self.me.peer_address;
-            if update.incarnation >= self.incarnation && (accused || imposter) {
-                self.counters.id_conflicts += u64::from(imposter && !accused);
-                self.defend(update.incarnation);
-            }
-            return;
-        }
-        let news = match self.members.get_mut(&id) {
-            None => {
-                if update.state == State::Left {
-                    return;
-                }
-                if self.members.len() >= MEMBERS_MAX {
-                    self.counters.members_refused += 1;
-                    return;
-                }
-                let member = Member {
-                    identity: update.identity,
-                    state: update.state,
-                    incarnation: update.incarnation,
-                    placed: true,
-                    since_ms: now_ms,
-                    heard_ms: now_ms,
-                };
-                self.members.insert(Arc::clone(&id), member);
-                true
-            }
-            Some(member) => {
-                let newer = update.incarnation > member.incarnation
-                    || update.incarnation == member.incarnation
-                        && update.state.rank() > member.state.rank();
-                if newer {
-                    match update.state {
-                        State::Alive => member.heard_ms = now_ms,
-                        State::Suspect if member.state != State::Suspect => {
-                            self.counters.nodes_suspect += 1;
-                        }
-                        State::Dead if member.state != State::Dead => {
-                            self.counters.nodes_dead += 1;
-                        }
-                        _ => {}
-                    }
-                    if update.incarnation > member.incarnation {
-                        member.identity = update.identity;
-                    }
-                    member.state = update.state;
-                    member.incarnation = update.incarnation;
-                    member.placed = match update.state {
-                        State::Left => false,
-                        State::Alive => true,
-                        _ => member.placed,
-                    };
-                    member.since_ms = now_ms;
-                }
-                newer
-            }
-        };
-        if news {
-            self.rumours.insert(id, 0);
-            self.changed();
-        }
-    }
-
-    /// Somebody says of this node, in this incarnation, what is not so.
-    fn defend(&mut self, incarnation: u64) {
-        if self.leaving || planted(Mutation::ForgetRefutation) {
-            return;
-        }
-        self.incarnation = self.incarnation.max(incarnation) + 1;
-        if let Some(own) = self.members.get_mut(&self.me.id) {
-            own.incarnation = self.incarnation;
-        }
-        self.rumours.insert(Arc::clone(&self.me.id), 0);
-        self.changed();
+    fn state_of(&self, id: &str) -> Option<State> {
+        self.others.get(id).map(|peer| peer.member.state)
     }
 }
 
-fn update_of(member: &Member) -> Update {
-    Update {
-        identity: member.identity.clone(),
-        state: member.state,
-        incarnation: member.incarnation,
-    }
+fn later(from_ms: u64, heartbeat_ms: u64, count: u64) -> u64 {
+    from_ms.saturating_add(heartbeat_ms.saturating_mul(count))
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ impl Control {
 
     /// What membership has counted.
     pub fn counters(&self) -> Counters {
-        self.membership.borrow().counters().clone()
+        *self.membership.borrow().counters()
     }
 
     /// How many changes there were; see [`Control::changed_since`].

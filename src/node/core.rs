@@ -170,11 +170,15 @@ impl Dial {
     }
 }
 
+/// A view that one core's requests share: counting its users touches no line of memory
+/// that other cores write.
+pub(super) type LocalView = Rc<Arc<View>>;
+
 /// A running core.
 pub struct Core {
     pub(super) api: Api,
     pub(super) cluster: RefCell<Coordinator>,
-    view: RefCell<Rc<Arc<View>>>,
+    view: RefCell<LocalView>,
     pub(super) links: Links,
     pub(super) dialing: Dialing,
     /// The same for what may take longer.
@@ -407,7 +411,7 @@ impl Core {
     }
 
     /// The cluster as this core knows it.
-    pub(super) fn view(&self) -> Rc<Arc<View>> {
+    pub(super) fn view(&self) -> LocalView {
         Rc::clone(&self.view.borrow())
     }
 

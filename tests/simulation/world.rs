@@ -134,7 +134,6 @@ pub struct Network {
 /// An operation a client has under way or has finished.
 #[derive(Clone, Debug)]
 pub struct Request {
-    pub node: usize,
     pub key: usize,
     pub started: u64,
     pub ended: u64,
@@ -612,7 +611,6 @@ impl World {
     ) -> usize {
         let number = self.requests.len();
         self.requests.push(Request {
-            node,
             key,
             started: self.now,
             ended: u64::MAX,

@@ -1,0 +1,266 @@
+//! What one node says to another, and its binary form.
+
+use std::sync::Arc;
+
+use super::{ADDRESS_BYTES_MAX, ID_BYTES_MAX, Identity, State, UPDATES_MAX};
+
+/// One piece of news: what somebody believes of a member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Update {
+    /// Whom it is about.
+    pub identity: Identity,
+    /// What is believed.
+    pub state: State,
+    /// Of which incarnation.
+    pub incarnation: u64,
+}
+
+/// What one node says to another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    /// The sender.
+    pub from: Identity,
+    /// The sender's incarnation.
+    pub incarnation: u64,
+    /// What it wants or answers.
+    pub kind: Kind,
+    /// News that ride along.
+    pub updates: Vec<Update>,
+}
+
+/// What a message is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Are you there?
+    Ping,
+    /// The answer to a ping.
+    Ack,
+    /// Ping this member for me.
+    PingRequest {
+        /// The member's id.
+        target: Arc<str>,
+    },
+    /// The member you asked about answered me.
+    IndirectAck {
+        /// The member's id.
+        target: Arc<str>,
+        /// The incarnation it answered with.
+        incarnation: u64,
+    },
+    /// Here is all I know.
+    Gossip,
+    /// The answer to gossip: here is all I know.
+    GossipReply,
+    /// I am going.
+    Leave,
+}
+
+/// The bytes are no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("malformed membership message")
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// The binary form. All numbers are little endian, a text is behind its length:
+///
+/// ```text
+/// message   version u8 = 1, kind u8, from identity, incarnation u64,
+///           [target text (ping request, indirect ack), incarnation u64 (indirect ack)],
+///           count u16, update ×count
+/// update    identity, state u8, incarnation u64
+/// identity  id text, peer address text, client address text
+/// text      length u16, UTF-8
+/// ```
+impl Message {
+    /// Appends the message. Texts longer than allowed, which settings refuse, give a message
+    /// that every receiver refuses; updates beyond [`UPDATES_MAX`] are left out.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend([FORMAT, self.kind.code()]);
+        self.from.encode(out);
+        out.extend(self.incarnation.to_le_bytes());
+        match &self.kind {
+            Kind::PingRequest { target } => put_text(out, target),
+            Kind::IndirectAck {
+                target,
+                incarnation,
+            } => {
+                put_text(out, target);
+                out.extend(incarnation.to_le_bytes());
+            }
+            Kind::Ping | Kind::Ack | Kind::Gossip | Kind::GossipReply | Kind::Leave => {}
+        }
+        let count = self.updates.len().min(UPDATES_MAX);
+        out.extend((count as u16).to_le_bytes());
+        for update in &self.updates[..count] {
+            update.identity.encode(out);
+            out.push(update.state.code());
+            out.extend(update.incarnation.to_le_bytes());
+        }
+    }
+
+    /// Reads a message that takes up all of `bytes`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader(bytes);
+        if reader.u8()? != FORMAT {
+            return Err(Malformed);
+        }
+        let code = reader.u8()?;
+        let from = reader.identity()?;
+        let incarnation = reader.u64()?;
+        let kind = reader.kind(code)?;
+        let count = usize::from(reader.u16()?);
+        if count > UPDATES_MAX {
+            return Err(Malformed);
+        }
+        let mut updates = Vec::with_capacity(count.min(reader.0.len() / UPDATE_BYTES_MIN));
+        for _ in 0..count {
+            updates.push(reader.update()?);
+        }
+        if reader.0.is_empty() {
+            Ok(Self {
+                from,
+                incarnation,
+                kind,
+                updates,
+            })
+        } else {
+            Err(Malformed)
+        }
+    }
+}
+
+pub(super) const FORMAT: u8 = 1;
+/// An identity of one letter without addresses, a state, an incarnation.
+const UPDATE_BYTES_MIN: usize = 3 + 2 + 2 + 1 + 8;
+
+impl Kind {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Ping => 1,
+            Self::Ack => 2,
+            Self::PingRequest { .. } => 3,
+            Self::IndirectAck { .. } => 4,
+            Self::Gossip => 5,
+            Self::GossipReply => 6,
+            Self::Leave => 7,
+        }
+    }
+}
+
+impl State {
+    fn code(self) -> u8 {
+        match self {
+            Self::Alive => 1,
+            Self::Suspect => 2,
+            Self::Dead => 3,
+            Self::Left => 4,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, Malformed> {
+        match code {
+            1 => Ok(Self::Alive),
+            2 => Ok(Self::Suspect),
+            3 => Ok(Self::Dead),
+            4 => Ok(Self::Left),
+            _ => Err(Malformed),
+        }
+    }
+}
+
+impl Identity {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_text(out, &self.id);
+        put_text(out, &self.peer_address);
+        put_text(out, &self.client_address);
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (bytes, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(*bytes)
+    }
+
+    fn u8(&mut self) -> Result<u8, Malformed> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u16(&mut self) -> Result<u16, Malformed> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self, bytes_max: usize) -> Result<Arc<str>, Malformed> {
+        let length = usize::from(self.u16()?);
+        if length > bytes_max {
+            return Err(Malformed);
+        }
+        let text = std::str::from_utf8(self.bytes(length)?).map_err(|_| Malformed)?;
+        Ok(Arc::from(text))
+    }
+
+    fn id(&mut self) -> Result<Arc<str>, Malformed> {
+        let id = self.text(ID_BYTES_MAX)?;
+        if id.is_empty() {
+            Err(Malformed)
+        } else {
+            Ok(id)
+        }
+    }
+
+    fn identity(&mut self) -> Result<Identity, Malformed> {
+        Ok(Identity {
+            id: self.id()?,
+            peer_address: self.text(ADDRESS_BYTES_MAX)?,
+            client_address: self.text(ADDRESS_BYTES_MAX)?,
+        })
+    }
+
+    fn kind(&mut self, code: u8) -> Result<Kind, Malformed> {
+        Ok(match code {
+            1 => Kind::Ping,
+            2 => Kind::Ack,
+            3 => Kind::PingRequest { target: self.id()? },
+            4 => Kind::IndirectAck {
+                target: self.id()?,
+                incarnation: self.u64()?,
+            },
+            5 => Kind::Gossip,
+            6 => Kind::GossipReply,
+            7 => Kind::Leave,
+            _ => return Err(Malformed),
+        })
+    }
+
+    fn update(&mut self) -> Result<Update, Malformed> {
+        Ok(Update {
+            identity: self.identity()?,
+            state: State::from_code(self.u8()?)?,
+            incarnation: self.u64()?,
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! Joining and dissemination: SWIM section 4.1, and exchanges of everything beside it.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::{
+    ACTIONS_MAX, Action, Kind, Membership, Message, PIGGYBACK_MAX, STRANGER_HEARTBEATS, Seed,
+    State, Update,
+};
+use crate::cluster::rng::Rng;
+
+impl Membership {
+    pub(super) fn knock_at_seeds(&mut self, rng: &mut Rng) {
+        let alone = !self.others.values().any(|peer| peer.member.placed);
+        let all = alone || !self.joined();
+        if !all && self.now_ms < self.next_strangers_ms {
+            return;
+        }
+        let jitter_ms = rng.below(usize::try_from(self.config.heartbeat_ms).unwrap_or(usize::MAX));
+        self.next_strangers_ms = self
+            .heartbeats_from_now(STRANGER_HEARTBEATS)
+            .saturating_add(jitter_ms as u64);
+        let doors: Vec<Arc<str>> = self
+            .seeds
+            .iter()
+            .filter(|seed| all || self.is_stranger(seed))
+            .map(|seed| Arc::clone(&seed.address))
+            .collect();
+        for address in doors {
+            let message = self.compose_everything(Kind::Gossip);
+            self.post(address, message);
+        }
+    }
+
+    pub(super) fn is_stranger(&self, seed: &Seed) -> bool {
+        !self
+            .others
+            .values()
+            .filter(|peer| peer.member.placed)
+            .any(|peer| {
+                let identity = &peer.member.identity;
+                identity.peer_address == seed.address || seed.id.as_ref() == Some(&identity.id)
+            })
+    }
+
+    pub(super) fn gossip(&mut self, rng: &mut Rng) {
+        self.next_gossip_ms = self.now_ms.saturating_add(self.config.gossip_interval_ms);
+        let mut ids = self.ids_where(State::is_probed);
+        if ids.is_empty() {
+            return;
+        }
+        let id = ids.swap_remove(rng.below(ids.len()));
+        let Some(peer) = self.others.get(&id) else {
+            return;
+        };
+        let address = Arc::clone(&peer.member.identity.peer_address);
+        let message = self.compose_everything(Kind::Gossip);
+        self.post(address, message);
+    }
+
+    /// Sends to a member what it is to know first: what is believed of it, and of `subject`.
+    pub(super) fn send(&mut self, to: &Arc<str>, kind: Kind, subject: Option<&Arc<str>>) {
+        let Some(peer) = self.others.get(to) else {
+            return;
+        };
+        let address = Arc::clone(&peer.member.identity.peer_address);
+        let message = match subject {
+            Some(subject) => self.compose(kind, &[to, subject]),
+            None => self.compose(kind, &[to]),
+        };
+        self.post(address, message);
+    }
+
+    pub(super) fn post(&mut self, to: Arc<str>, message: Message) {
+        if self.outgoing.len() < ACTIONS_MAX {
+            self.outgoing.push_back(Action::Send { to, message });
+        } else {
+            self.counters.messages_dropped += 1;
+        }
+    }
+
+    /// A message with what is believed of the members `first`, and news.
+    pub(super) fn compose(&mut self, kind: Kind, first: &[&Arc<str>]) -> Message {
+        let mut told: Vec<_> = self
+            .rumors
+            .iter()
+            .filter(|(id, _)| !first.contains(id))
+            .map(|(id, rumor)| (rumor.told, Reverse(rumor.version), Arc::clone(id)))
+            .collect();
+        told.sort_unstable();
+        told.truncate(PIGGYBACK_MAX.saturating_sub(first.len()));
+
+        let tellings_max = self.tellings_max();
+        for (_, _, id) in &told {
+            if let Some(rumor) = self.rumors.get_mut(id) {
+                rumor.told += 1;
+                if rumor.told >= tellings_max {
+                    self.rumors.remove(id);
+                }
+            }
+        }
+        let ids = first
+            .iter()
+            .copied()
+            .chain(told.iter().map(|(_, _, id)| id));
+        let updates = ids
+            .filter_map(|id| self.others.get(id))
+            .map(|peer| peer.member.to_update());
+        self.message(kind, updates.collect())
+    }
+
+    pub(super) fn compose_everything(&self, kind: Kind) -> Message {
+        self.message(
+            kind,
+            self.others
+                .values()
+                .map(|peer| peer.member.to_update())
+                .collect(),
+        )
+    }
+
+    pub(super) fn message(&self, kind: Kind, updates: Vec<Update>) -> Message {
+        Message {
+            from: self.me.identity.clone(),
+            incarnation: self.me.incarnation,
+            kind,
+            updates,
+        }
+    }
+
+    /// How often a rumor is told: ⌈3 log₂(n + 1)⌉ times for n members, by which it has
+    /// reached all with high probability.
+    pub(super) fn tellings_max(&self) -> u32 {
+        let members = self.members().filter(|member| member.placed).count() as u64;
+        (members + 1)
+            .saturating_pow(3)
+            .next_power_of_two()
+            .trailing_zeros()
+    }
+}
