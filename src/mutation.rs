@@ -22,8 +22,8 @@ pub enum Mutation {
     TrustEmptyReplicas,
     /// A write that came too late by the clock counts as acknowledged.
     AcceptStaleWrites,
-    /// A refused write counts towards the quorum.
-    CountRefusals,
+    /// A hint is replayed as if it had been written just now.
+    RestampHints,
 }
 
 impl Mutation {
@@ -37,7 +37,7 @@ impl Mutation {
         Self::ForgetRefutation,
         Self::TrustEmptyReplicas,
         Self::AcceptStaleWrites,
-        Self::CountRefusals,
+        Self::RestampHints,
     ];
 }
 

@@ -558,19 +558,21 @@ impl Coordinator {
         if self.next_replay <= now {
             self.next_replay = UnixMs(now.0 + self.config.hint_replay_ms);
             for index in 0..self.links.len() {
-                self.replay_hints(NodeIx(index as u16));
+                self.replay_hints(NodeIx(index as u16), now);
             }
         }
         self.sync_tick(now);
     }
 
-    fn replay_hints(&mut self, node: NodeIx) {
+    fn replay_hints(&mut self, node: NodeIx, now: UnixMs) {
         let link = &mut self.links[node.index()];
         if link.replaying > 0 || !link.bulk.is_up() || !self.view.reachable(node) {
             return;
         }
-        for (number, write) in self.hints.oldest(node) {
-            if !link.bulk.push(Call::Hint { number }, &PeerOp::Write(write)) {
+        let fresh = planted(Mutation::RestampHints).then(|| self.local.stamp(now));
+        for (number, mut write) in self.hints.oldest(node) {
+            write.version = fresh.unwrap_or(write.version);
+            if !link.bulk.push(Call::Hint { number }, &PeerOp::Apply(write)) {
                 break;
             }
             link.replaying += 1;
@@ -846,10 +848,9 @@ impl Coordinator {
                 let counts = work.one || planted(Mutation::TrustEmptyReplicas);
                 work.acks += usize::from(counts);
             }
-            Answer::Stale { version, origin } => {
-                let ours = (version, origin) == (work.version, self.local.origin());
+            Answer::Stale { version, .. } => {
                 let limit = Version::at(now).later(self.config.clock_skew_ms_max);
-                if ours || planted(Mutation::AcceptStaleWrites) {
+                if planted(Mutation::AcceptStaleWrites) {
                     work.acks += 1;
                 } else if version > limit {
                     // Nothing this node may stamp is newer: not acknowledged.
@@ -863,7 +864,6 @@ impl Coordinator {
                     work.stale += 1;
                 }
             }
-            Answer::Refused(_) if planted(Mutation::CountRefusals) => work.acks += 1,
             _ => {}
         }
         self.check_write(slot, now);
@@ -1127,8 +1127,11 @@ impl Coordinator {
                 }
             },
             Work::Collect(work) if work.fetching => {
-                if let Some(held) = &held {
-                    work.best = Some(Best::from_held(held, node));
+                // A node that was restarted since may hold less than it told of.
+                let sought = work.best.as_ref().map(Best::stamp);
+                if let Some(held) = held.filter(|held| Some((held.version, held.origin)) >= sought)
+                {
+                    work.best = Some(Best::from_held(&held, node));
                 }
                 self.conclude(slot, now);
             }
@@ -1306,29 +1309,10 @@ impl Coordinator {
             self.counters.read_repair += 1;
             if node == self.view.me() {
                 self.take_in(hash, &write, now);
-            } else if self.push(node, Lane::Data, Call::Repair, &PeerOp::Write(write)) {
+            } else if self.push(node, Lane::Data, Call::Repair, &PeerOp::Apply(write)) {
                 self.counters.read_repair_batched += 1;
             }
         }
-    }
-
-    /// Applies a write of another node, unless its version lies too far ahead.
-    /// Returns whether it was let in.
-    pub(super) fn take_in(&mut self, hash: KeyHash, write: &WriteOp<'_>, now: UnixMs) -> bool {
-        if write.version > Version::at(now).later(self.config.clock_skew_ms_max) {
-            self.counters.clock_skew_refused += 1;
-            return false;
-        }
-        let WriteOp {
-            key,
-            version,
-            origin,
-            ..
-        } = *write;
-        let applied = self
-            .local
-            .apply(hash, key, version, origin, write.content(), now);
-        applied.is_ok()
     }
 
     fn finish_with(&mut self, slot: usize, held: &Held<'_>, now: UnixMs) {
@@ -1355,12 +1339,18 @@ impl Coordinator {
         answer: &Answer<'_>,
         now: UnixMs,
     ) {
-        if let (PeerOp::Write(_), Answer::Refused(_)) = (op, answer) {
+        if let (PeerOp::Write(_) | PeerOp::Apply(_), Answer::Refused(_)) = (op, answer) {
             self.counters.write_apply_refused += 1;
         }
         match call {
             Call::Pending { slot, generation } => {
                 let slot = slot as usize;
+                if let (PeerOp::Write(write), Answer::Stale { version, origin }) = (op, answer)
+                    && (*version, *origin) < (write.version, write.origin)
+                {
+                    // A tie that we win: not acknowledged, but to be known there too.
+                    self.hints.add(node, write, now);
+                }
                 if self.pending[slot].0 != generation {
                     return;
                 }
@@ -1378,7 +1368,7 @@ impl Coordinator {
                     Answer::Refused(Refusal::Skewed) => {}
                     _ => self.hints.refused(node, number),
                 }
-                self.hint_done(node);
+                self.hint_done(node, now);
             }
             Call::Sync { session } => self.sync_answered(node, session, op, answer, now),
         }
@@ -1401,16 +1391,16 @@ impl Coordinator {
                 }
             }
             Call::Repair => {}
-            Call::Hint { .. } => self.hint_done(node),
+            Call::Hint { .. } => self.hint_done(node, now),
             Call::Sync { session } => self.sync_failed(node, session, now),
         }
     }
 
-    fn hint_done(&mut self, node: NodeIx) {
+    fn hint_done(&mut self, node: NodeIx, now: UnixMs) {
         let link = &mut self.links[node.index()];
         link.replaying -= 1;
         if link.replaying == 0 {
-            self.replay_hints(node);
+            self.replay_hints(node, now);
         }
     }
 }

@@ -65,7 +65,7 @@ impl Hint {
     fn write(&self) -> Option<WriteOp<'_>> {
         let body = Frames::new(&self.encoded).ok()?.next()?.ok()?;
         match PeerOp::decode(body).ok()? {
-            PeerOp::Write(write) => Some(write),
+            PeerOp::Apply(write) => Some(write),
             _ => None,
         }
     }

@@ -104,8 +104,12 @@ impl<'a> Entries<'a> {
 /// One operation of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerOp<'a> {
-    /// Take this write in.
+    /// Take this write in, which the sender has just stamped. Only an answer of
+    /// [`Answer::Stored`] says that it is newer than all that was there.
     Write(WriteOp<'a>),
+    /// Take this write in if it is the newer one by version, then origin: a replayed
+    /// hint or a repair.
+    Apply(WriteOp<'a>),
     /// Tell what you hold of a key, with its value or without.
     Read {
         /// The key.
@@ -135,6 +139,7 @@ const WRITE: u8 = 1;
 const READ: u8 = 2;
 const COMPARE: u8 = 3;
 const EXCHANGE: u8 = 4;
+const APPLY: u8 = 5;
 
 const TOMBSTONE: u8 = 1;
 const EXPIRES: u8 = 2;
@@ -273,7 +278,7 @@ impl<'a> Items<'a> {
     /// Reads them, up to the first that is malformed.
     pub fn iter(self) -> impl Iterator<Item = WriteOp<'a>> + 'a {
         Frames(Reader(self.0)).map_while(|body| match PeerOp::decode(body.ok()?).ok()? {
-            PeerOp::Write(write) => Some(write),
+            PeerOp::Apply(write) => Some(write),
             _ => None,
         })
     }
@@ -283,9 +288,9 @@ impl<'a> PeerOp<'a> {
     /// The partition the operation is about.
     pub fn partition(&self) -> PartitionId {
         match self {
-            Self::Write(WriteOp { key, .. }) | Self::Read { key, .. } => {
-                KeyHash::of(key).partition()
-            }
+            Self::Write(WriteOp { key, .. })
+            | Self::Apply(WriteOp { key, .. })
+            | Self::Read { key, .. } => KeyHash::of(key).partition(),
             Self::Compare { partition, .. } | Self::Exchange { partition, .. } => *partition,
         }
     }
@@ -293,7 +298,8 @@ impl<'a> PeerOp<'a> {
     /// Appends the operation to a frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Write(write) => write.encode(out),
+            Self::Write(write) => write.encode_as(WRITE, out),
+            Self::Apply(write) => write.encode(out),
             Self::Read { key, value } => {
                 put_length(out, 2 + key.len());
                 out.extend_from_slice(&[READ, if *value { WITH_VALUE } else { 0 }]);
@@ -327,7 +333,7 @@ impl<'a> PeerOp<'a> {
     pub fn decode(body: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader(body);
         match reader.u8()? {
-            WRITE => {
+            kind @ (WRITE | APPLY) => {
                 let flags = reader.u8()?;
                 let version = reader.version()?;
                 let origin = Origin(reader.u32()?);
@@ -338,13 +344,18 @@ impl<'a> PeerOp<'a> {
                 if value.is_none() && (expires_at.is_none() || !reader.0.is_empty()) {
                     return Err(Malformed);
                 }
-                Ok(Self::Write(WriteOp {
+                let write = WriteOp {
                     key,
                     version,
                     origin,
                     value,
                     expires_at,
-                }))
+                };
+                Ok(if kind == WRITE {
+                    Self::Write(write)
+                } else {
+                    Self::Apply(write)
+                })
             }
             READ => {
                 let value = reader.u8()? & WITH_VALUE != 0;
@@ -376,8 +387,12 @@ impl<'a> PeerOp<'a> {
 }
 
 impl WriteOp<'_> {
-    /// Appends the write to a frame or to the items of an answer.
+    /// Appends the write, as [`PeerOp::Apply`], to a frame or to the items of an answer.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        self.encode_as(APPLY, out);
+    }
+
+    fn encode_as(&self, kind: u8, out: &mut Vec<u8>) {
         let value = self.value.unwrap_or_default();
         let expiry_len = if self.expires_at.is_some() { 8 } else { 0 };
         put_length(out, 16 + expiry_len + self.key.len() + value.len());
@@ -387,7 +402,7 @@ impl WriteOp<'_> {
         } else {
             0
         };
-        out.extend_from_slice(&[WRITE, tombstone | expires]);
+        out.extend_from_slice(&[kind, tombstone | expires]);
         out.extend_from_slice(&self.version.get().to_le_bytes());
         out.extend_from_slice(&self.origin.0.to_le_bytes());
         if let Some(at) = self.expires_at {

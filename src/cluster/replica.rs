@@ -52,6 +52,10 @@ impl Coordinator {
         }
         match op {
             PeerOp::Write(write) => self.serve_write(write, now).encode(reply),
+            PeerOp::Apply(write) => {
+                self.take_in(KeyHash::of(write.key), write, now)
+                    .encode(reply);
+            }
             PeerOp::Read { key, value } => self.serve_read(key, *value, now, reply),
             PeerOp::Compare { partition, digest } => {
                 if self.local.shard().digest(*partition) == *digest {
@@ -69,54 +73,63 @@ impl Coordinator {
     }
 
     fn serve_write(&mut self, write: &WriteOp<'_>, now: UnixMs) -> Answer<'static> {
-        if write.version > Version::at(now).later(self.config.clock_skew_ms_max) {
-            self.counters.clock_skew_refused += 1;
-            return Answer::Refused(Refusal::Skewed);
-        }
         if planted(Mutation::AckBeforeApply)
             || write.value.is_none() && planted(Mutation::DropTombstones)
         {
             return Answer::Stored;
         }
         let hash = KeyHash::of(write.key);
-        // Versions grow with each write of a key: a write that is newer only by its
-        // origin is taken in, but its coordinator is told to stamp it anew.
-        let tie = self.local.resident(hash, write.key).filter(|resident| {
-            resident.version == write.version && resident.origin != write.origin
-        });
-        let applied = self.local.apply(
-            hash,
-            write.key,
-            write.version,
-            write.origin,
-            write.content(),
-            now,
-        );
+        let known = self.local.resident(hash, write.key);
+        if let Some(known) = known
+            && known.version == write.version
+            && known.origin != write.origin
+        {
+            // Versions grow with each write of a key: this one is to be stamped anew.
+            // It is not taken in, or the same frame, come twice, would pass for stored.
+            self.counters.version_tie_breaks += 1;
+            return Answer::Stale {
+                version: known.version,
+                origin: known.origin,
+            };
+        }
+        match self.take_in(hash, write, now) {
+            Answer::Stored if !self.sync.holds(hash.partition()) => Answer::StoredUnknowing,
+            answer => answer,
+        }
+    }
+
+    /// Takes in a write of another node if it is the newer one, unless its version lies
+    /// too far ahead of the clock.
+    pub(super) fn take_in(
+        &mut self,
+        hash: KeyHash,
+        write: &WriteOp<'_>,
+        now: UnixMs,
+    ) -> Answer<'static> {
+        let WriteOp {
+            key,
+            version,
+            origin,
+            ..
+        } = *write;
+        if version > Version::at(now).later(self.config.clock_skew_ms_max) {
+            self.counters.clock_skew_refused += 1;
+            return Answer::Refused(Refusal::Skewed);
+        }
+        let applied = self
+            .local
+            .apply(hash, key, version, origin, write.content(), now);
         match applied {
-            Ok(Applied::Stored) => match tie {
-                None if self.sync.holds(hash.partition()) => Answer::Stored,
-                None => Answer::StoredUnknowing,
-                Some(resident) => {
-                    self.counters.version_tie_breaks += 1;
+            Ok(Applied::Stored) => Answer::Stored,
+            Ok(Applied::Stale) => match self.local.resident(hash, key) {
+                Some(known) if (known.version, known.origin) != (version, origin) => {
+                    self.counters.version_conflicts += 1;
                     Answer::Stale {
-                        version: resident.version,
-                        origin: resident.origin,
+                        version: known.version,
+                        origin: known.origin,
                     }
                 }
-            },
-            Ok(Applied::Stale) => match self.local.resident(hash, write.key) {
-                Some(resident) => {
-                    if resident.version > write.version {
-                        self.counters.version_conflicts += 1;
-                    } else if resident.origin != write.origin {
-                        self.counters.version_tie_breaks += 1;
-                    }
-                    Answer::Stale {
-                        version: resident.version,
-                        origin: resident.origin,
-                    }
-                }
-                None => Answer::Stored,
+                _ => Answer::Stored,
             },
             Err(_) => Answer::Refused(Refusal::TooLarge),
         }

@@ -330,7 +330,9 @@ impl Coordinator {
                 {
                     for write in items.iter() {
                         let hash = KeyHash::of(write.key);
-                        if hash.partition() == *partition && self.take_in(hash, &write, now) {
+                        if hash.partition() == *partition
+                            && !matches!(self.take_in(hash, &write, now), Answer::Refused(_))
+                        {
                             self.sync.counters.keys_pulled += 1;
                         }
                     }
@@ -457,7 +459,7 @@ impl Coordinator {
                 value: value.as_deref(),
                 expires_at: resident.expires_at,
             };
-            if self.push(node, Lane::Bulk, Call::Repair, &PeerOp::Write(write)) {
+            if self.push(node, Lane::Bulk, Call::Repair, &PeerOp::Apply(write)) {
                 self.sync.counters.keys_pushed += 1;
             }
         }

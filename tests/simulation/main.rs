@@ -289,11 +289,13 @@ fn quorum_reads(history: &[&Request]) -> Result<(), Broken> {
             })
             .max();
         if !fine || version.is_some() && version < newest {
-            let earlier: Vec<_> = writes(history)
-                .filter(|write| write.started < read.ended)
+            let earlier: String = history
+                .iter()
+                .filter(|request| request.started < read.ended)
+                .map(|request| format!("\n{request}"))
                 .collect();
             return Err(format!(
-                "a read saw something older than {newest:?}: {read:?}\nafter {earlier:#?}"
+                "a read saw something older than {newest:?}: {read}\nafter{earlier}"
             ));
         }
     }
@@ -315,8 +317,9 @@ fn order_of_writes(history: &[&Request]) -> Result<(), Broken> {
             .iter()
             .find(|(_, ended, earlier)| ended < started && earlier >= version)
         {
+            let history: String = history.iter().map(|one| format!("\n{one}")).collect();
             return Err(format!(
-                "a later write got an older version: {earlier:?}, {version:?}"
+                "a later write got an older version: {earlier:?}, {version:?}\namong{history}"
             ));
         }
     }
@@ -330,7 +333,9 @@ fn setting(name: &str) -> Option<u64> {
 #[test]
 fn every_promise_holds_under_every_fault() {
     if let Some(seed) = setting("HC_SIM_SEED") {
-        simulate(seed).unwrap();
+        if let Err(broken) = simulate(seed) {
+            panic!("{broken}");
+        }
         return;
     }
     let seeds = match setting("HC_SIM_FOREVER") {

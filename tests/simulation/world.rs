@@ -142,6 +142,30 @@ pub struct Request {
     pub result: Option<Done>,
 }
 
+impl std::fmt::Display for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            key,
+            started,
+            ended,
+            consistency,
+            ..
+        } = self;
+        write!(f, "{started}..{ended} key {key} {consistency:?} ")?;
+        match &self.kind {
+            Kind::Get => f.write_str("get")?,
+            Kind::Put(value) => write!(f, "put {}", String::from_utf8_lossy(value))?,
+            Kind::Delete => f.write_str("delete")?,
+        }
+        match &self.result {
+            Some(Done::Found(value, version, _)) => {
+                write!(f, ": {} {version:?}", String::from_utf8_lossy(value))
+            }
+            other => write!(f, ": {other:?}"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Get,
