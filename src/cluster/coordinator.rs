@@ -842,28 +842,26 @@ impl Coordinator {
             return;
         }
         work.open -= 1;
+        if let Answer::Stale { version, .. } = *answer {
+            let limit = Version::at(now).later(self.config.clock_skew_ms_max);
+            self.local.observe(version.min(limit));
+        }
         match *answer {
-            Answer::Stored => work.acks += 1,
-            Answer::StoredUnknowing => {
-                let counts = work.one || planted(Mutation::TrustEmptyReplicas);
-                work.acks += usize::from(counts);
+            // Of what came before, an owner that lacks data can tell nothing.
+            Answer::Stored { holding: false } | Answer::Stale { holding: false, .. }
+                if !work.one && !planted(Mutation::TrustEmptyReplicas) => {}
+            Answer::Stored { .. } => work.acks += 1,
+            Answer::Stale { .. } if planted(Mutation::AcceptStaleWrites) => work.acks += 1,
+            Answer::Stale { version, .. }
+                if version > Version::at(now).later(self.config.clock_skew_ms_max) =>
+            {
+                // Nothing this node may stamp is newer: not acknowledged.
+                self.counters.clock_skew_refused += 1;
             }
-            Answer::Stale { version, .. } => {
-                let limit = Version::at(now).later(self.config.clock_skew_ms_max);
-                if planted(Mutation::AcceptStaleWrites) {
-                    work.acks += 1;
-                } else if version > limit {
-                    // Nothing this node may stamp is newer: not acknowledged.
-                    self.counters.clock_skew_refused += 1;
-                } else if work.restamped {
-                    // Ours was newer than all that a quorum held after it had begun: this
-                    // was written at the same time, and ours came before it.
-                    work.acks += 1;
-                } else {
-                    self.local.observe(version);
-                    work.stale += 1;
-                }
-            }
+            // Ours was newer than all that a quorum held after it had begun: this was
+            // written at the same time, and ours came before it.
+            Answer::Stale { .. } if work.restamped => work.acks += 1,
+            Answer::Stale { .. } => work.stale += 1,
             _ => {}
         }
         self.check_write(slot, now);
@@ -1345,7 +1343,12 @@ impl Coordinator {
         match call {
             Call::Pending { slot, generation } => {
                 let slot = slot as usize;
-                if let (PeerOp::Write(write), Answer::Stale { version, origin }) = (op, answer)
+                if let (
+                    PeerOp::Write(write),
+                    Answer::Stale {
+                        version, origin, ..
+                    },
+                ) = (op, answer)
                     && (*version, *origin) < (write.version, write.origin)
                 {
                     // A tie that we win: not acknowledged, but to be known there too.
@@ -1362,7 +1365,7 @@ impl Coordinator {
             Call::Repair => {}
             Call::Hint { number } => {
                 match answer {
-                    Answer::Stored | Answer::StoredUnknowing | Answer::Stale { .. } => {
+                    Answer::Stored { .. } | Answer::Stale { .. } => {
                         self.hints.replayed(node, number);
                     }
                     Answer::Refused(Refusal::Skewed) => {}

@@ -207,12 +207,16 @@ pub enum HeldBody<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer<'a> {
     /// The write is what the receiver holds now.
-    Stored,
-    /// The same, but the receiver lacks the data of the partition: it cannot know
-    /// whether the write is newer than what was acknowledged before.
-    StoredUnknowing,
+    Stored {
+        /// Whether the receiver holds the whole partition: if not, it cannot know whether
+        /// the write is newer than what was acknowledged before.
+        holding: bool,
+    },
     /// The receiver holds this, which is as new or newer.
     Stale {
+        /// Whether the receiver holds the whole partition: if not, there may have been
+        /// something newer still.
+        holding: bool,
         /// The version it holds.
         version: Version,
         /// Who stamped it.
@@ -434,7 +438,6 @@ const HELD: u8 = 4;
 const SAME: u8 = 5;
 const DIFFERS: u8 = 6;
 const EXCHANGED: u8 = 7;
-const STORED_UNKNOWING: u8 = 8;
 
 /// Appends the digests of all leaves as an answer.
 pub fn put_differs(out: &mut Vec<u8>, leaves: &[Digest; LEAVES]) {
@@ -460,11 +463,16 @@ impl<'a> Answer<'a> {
     /// Appends the answer.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Stored => out.extend_from_slice(&[1, STORED]),
-            Self::StoredUnknowing => out.extend_from_slice(&[1, STORED_UNKNOWING]),
+            Self::Stored { holding } => {
+                out.extend_from_slice(&[2, STORED, holding_flag(*holding)]);
+            }
             Self::Same => out.extend_from_slice(&[1, SAME]),
-            Self::Stale { version, origin } => {
-                out.extend_from_slice(&[13, STALE]);
+            Self::Stale {
+                holding,
+                version,
+                origin,
+            } => {
+                out.extend_from_slice(&[14, STALE, holding_flag(*holding)]);
                 out.extend_from_slice(&version.get().to_le_bytes());
                 out.extend_from_slice(&origin.0.to_le_bytes());
             }
@@ -519,16 +527,18 @@ impl<'a> Answer<'a> {
     pub fn decode(body: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader(body);
         match reader.u8()? {
-            STORED => Ok(Self::Stored),
-            STORED_UNKNOWING => Ok(Self::StoredUnknowing),
+            STORED => Ok(Self::Stored {
+                holding: reader.holding()?,
+            }),
             SAME => Ok(Self::Same),
             STALE => Ok(Self::Stale {
+                holding: reader.holding()?,
                 version: reader.version()?,
                 origin: Origin(reader.u32()?),
             }),
             REFUSED => Ok(Self::Refused(Refusal::from_code(reader.u8()?))),
             ABSENT => Ok(Self::Read {
-                holding: reader.u8()? & HOLDING != 0,
+                holding: reader.holding()?,
                 held: None,
             }),
             HELD => {
@@ -698,6 +708,10 @@ impl<'a> Reader<'a> {
         self.array().map(u8::from_le_bytes)
     }
 
+    fn holding(&mut self) -> Result<bool, Malformed> {
+        Ok(self.u8()? & HOLDING != 0)
+    }
+
     fn u16(&mut self) -> Result<u16, Malformed> {
         self.array().map(u16::from_le_bytes)
     }
@@ -840,10 +854,14 @@ mod tests {
             body,
         };
         let answers = [
-            Answer::Stored,
-            Answer::StoredUnknowing,
+            Answer::Stored { holding: true },
+            Answer::Stored { holding: false },
             Answer::Same,
-            Answer::Stale { version, origin },
+            Answer::Stale {
+                holding: false,
+                version,
+                origin,
+            },
             Answer::Refused(Refusal::Skewed),
             Answer::Read {
                 holding: true,

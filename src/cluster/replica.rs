@@ -76,7 +76,7 @@ impl Coordinator {
         if planted(Mutation::AckBeforeApply)
             || write.value.is_none() && planted(Mutation::DropTombstones)
         {
-            return Answer::Stored;
+            return Answer::Stored { holding: true };
         }
         let hash = KeyHash::of(write.key);
         let known = self.local.resident(hash, write.key);
@@ -88,14 +88,12 @@ impl Coordinator {
             // It is not taken in, or the same frame, come twice, would pass for stored.
             self.counters.version_tie_breaks += 1;
             return Answer::Stale {
+                holding: self.sync.holds(hash.partition()),
                 version: known.version,
                 origin: known.origin,
             };
         }
-        match self.take_in(hash, write, now) {
-            Answer::Stored if !self.sync.holds(hash.partition()) => Answer::StoredUnknowing,
-            answer => answer,
-        }
+        self.take_in(hash, write, now)
     }
 
     /// Takes in a write of another node if it is the newer one, unless its version lies
@@ -116,20 +114,22 @@ impl Coordinator {
             self.counters.clock_skew_refused += 1;
             return Answer::Refused(Refusal::Skewed);
         }
+        let holding = self.sync.holds(hash.partition());
         let applied = self
             .local
             .apply(hash, key, version, origin, write.content(), now);
         match applied {
-            Ok(Applied::Stored) => Answer::Stored,
+            Ok(Applied::Stored) => Answer::Stored { holding },
             Ok(Applied::Stale) => match self.local.resident(hash, key) {
                 Some(known) if (known.version, known.origin) != (version, origin) => {
                     self.counters.version_conflicts += 1;
                     Answer::Stale {
+                        holding,
                         version: known.version,
                         origin: known.origin,
                     }
                 }
-                _ => Answer::Stored,
+                _ => Answer::Stored { holding },
             },
             Err(_) => Answer::Refused(Refusal::TooLarge),
         }
