@@ -978,7 +978,7 @@ impl Coordinator {
         let me = self.view.me();
         let alive = |view: &View, owner: NodeIx| {
             view.node(owner)
-                .is_some_and(|node| node.state == super::view::NodeState::Alive)
+                .is_some_and(|node| node.state == super::membership::State::Alive)
         };
         for suspects in [false, true] {
             for (position, &owner) in owners.as_slice().iter().enumerate() {

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use super::membership::{Member, Membership, State};
 use super::placement::{OWNERS_MAX, Ring, Table};
 use crate::clock::Origin;
 use crate::hash::{PARTITION_COUNT, PartitionId};
@@ -24,28 +25,6 @@ impl NodeIx {
     }
 }
 
-/// What is believed of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NodeState {
-    /// It answers.
-    Alive,
-    /// It has not answered for a while.
-    Suspect,
-    /// It is taken to be gone, for now or for good.
-    Dead,
-}
-
-impl NodeState {
-    /// The contract's word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Alive => "alive",
-            Self::Suspect => "suspect",
-            Self::Dead => "dead",
-        }
-    }
-}
-
 /// One node of a view.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -56,22 +35,66 @@ pub struct Node {
     /// Where clients reach it.
     pub client_address: Arc<str>,
     /// What is believed of it.
-    pub state: NodeState,
+    pub state: State,
     /// Which life of the node this is, and how often it was defended.
     pub incarnation: u64,
     /// Whether it may own partitions.
     pub placed: bool,
 }
 
-/// Gives out the numbers of nodes.
-#[derive(Debug, Default)]
-pub struct Registry {
-    ids: Vec<Arc<str>>,
+impl From<&Member> for Node {
+    fn from(member: &Member) -> Self {
+        Self {
+            id: Arc::clone(&member.identity.id),
+            peer_address: Arc::clone(&member.identity.peer_address),
+            client_address: Arc::clone(&member.identity.client_address),
+            state: member.state,
+            incarnation: member.incarnation,
+            placed: member.placed,
+        }
+    }
 }
 
-impl Registry {
+/// Makes the views of one process: keeps the numbers it has given to nodes.
+#[derive(Debug)]
+pub struct Views {
+    ids: Vec<Arc<str>>,
+    replication: usize,
+    virtual_nodes: u32,
+}
+
+impl Views {
+    /// Views in which each key has `replication` copies and each member
+    /// `virtual_nodes` points on the ring.
+    pub fn new(replication: usize, virtual_nodes: u32) -> Self {
+        Self {
+            ids: Vec::new(),
+            replication,
+            virtual_nodes,
+        }
+    }
+
+    /// The cluster as `membership` knows it. Who left is no part of it.
+    pub fn of(&mut self, membership: &Membership, placements: &mut Placements) -> View {
+        let me = self.number(&membership.me().id).unwrap_or_default();
+        let nodes = membership
+            .members()
+            .filter(|member| member.state != State::Left)
+            .filter_map(|member| Some((self.number(&member.identity.id)?, Node::from(member))))
+            .collect();
+        let parts = Parts {
+            version: membership.version(),
+            me,
+            nodes,
+            replication: self.replication,
+            virtual_nodes: self.virtual_nodes,
+            joined: membership.joined(),
+        };
+        View::new(parts, placements)
+    }
+
     /// The number of `id`; `None` when no more can be given out.
-    pub fn number(&mut self, id: &Arc<str>) -> Option<NodeIx> {
+    fn number(&mut self, id: &Arc<str>) -> Option<NodeIx> {
         let index = match self.ids.iter().position(|known| known == id) {
             Some(index) => index,
             None => {
@@ -185,16 +208,11 @@ impl View {
 
     /// A cluster of one.
     pub fn alone(id: &str, replication: usize, virtual_nodes: u32) -> Self {
-        Self::looking(id, replication, virtual_nodes, true)
-    }
-
-    /// A node that knows no other, and whether it is content with that.
-    pub fn looking(id: &str, replication: usize, virtual_nodes: u32, joined: bool) -> Self {
         let node = Node {
             id: Arc::from(id),
             peer_address: Arc::from(""),
             client_address: Arc::from(""),
-            state: NodeState::Alive,
+            state: State::Alive,
             incarnation: 0,
             placed: true,
         };
@@ -204,7 +222,7 @@ impl View {
             nodes: vec![(NodeIx(0), node)],
             replication,
             virtual_nodes,
-            joined,
+            joined: true,
         };
         Self::new(parts, &mut Placements::default())
     }
@@ -262,8 +280,7 @@ impl View {
     /// Whether it makes sense to send something to a node.
     #[inline]
     pub fn reachable(&self, ix: NodeIx) -> bool {
-        self.node(ix)
-            .is_some_and(|node| node.state != NodeState::Dead)
+        self.node(ix).is_some_and(|node| node.state != State::Dead)
     }
 
     /// Every node that is known.

@@ -6,7 +6,7 @@ use serde::ser::{SerializeMap, Serializer};
 
 use crate::cluster::View;
 use crate::cluster::membership::Counters;
-use crate::cluster::view::NodeState;
+use crate::cluster::membership::State;
 use crate::telemetry::cluster::{ClusterCounts, FIELDS};
 
 /// `/cluster/members`.
@@ -121,9 +121,9 @@ impl Serialize for DistMetrics<'_> {
             ("NodesDead", counters.nodes_dead),
             ("NodesRemoved", counters.nodes_removed),
             ("MembershipVersion", self.view.version()),
-            ("MembersAlive", states(NodeState::Alive)),
-            ("MembersSuspect", states(NodeState::Suspect)),
-            ("MembersDead", states(NodeState::Dead)),
+            ("MembersAlive", states(State::Alive)),
+            ("MembersSuspect", states(State::Suspect)),
+            ("MembersDead", states(State::Dead)),
         ];
         let mut map = serializer.serialize_map(None)?;
         for (name, value) in own {

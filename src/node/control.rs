@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use super::core::{Dial, Message, wall_time};
 use super::readiness::Readiness;
 use crate::cluster::View;
-use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip, State};
+use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip};
 use crate::cluster::rng::Rng;
-use crate::cluster::view::{Node, NodeState, Parts, Placements, Registry};
+use crate::cluster::view::{Placements, Views};
 use crate::peer::MEMBERSHIP_PATH;
 use crate::peer::client::{Client, Dialing};
 use crate::runtime::{self, Giver, Receiver, Sender};
@@ -42,10 +42,10 @@ pub enum ControlMessage {
 pub struct ControlParts {
     /// The members.
     pub membership: Membership,
-    /// Copies of each key.
-    pub replication: usize,
-    /// Points each member has on the ring.
-    pub virtual_nodes: u32,
+    /// Makes views of the members.
+    pub views: Views,
+    /// The view the cores began with.
+    pub view: Arc<View>,
     /// The cores.
     pub mailboxes: Vec<Sender<Message>>,
     /// How peers are reached.
@@ -59,14 +59,12 @@ pub struct ControlParts {
 /// See the module's comment.
 pub struct Control {
     membership: RefCell<Membership>,
-    registry: RefCell<Registry>,
+    views: RefCell<Views>,
     placements: RefCell<Placements>,
     rng: RefCell<Rng>,
     view: RefCell<Arc<View>>,
     /// Cores that have not been given the newest view.
     untold: RefCell<Vec<usize>>,
-    replication: usize,
-    virtual_nodes: u32,
     mailboxes: Vec<Sender<Message>>,
     dialing: Dialing,
     heartbeat: Duration,
@@ -80,15 +78,6 @@ pub struct Control {
 impl Control {
     /// Puts it together; nothing runs yet.
     pub fn new(parts: ControlParts) -> Rc<Self> {
-        let mut registry = Registry::default();
-        let mut placements = Placements::default();
-        let view = view_of(
-            &parts.membership,
-            &mut registry,
-            &mut placements,
-            parts.replication,
-            parts.virtual_nodes,
-        );
         let timeout = (parts.heartbeat / 2).max(Duration::from_millis(20));
         let dial = Dial {
             timeout,
@@ -98,13 +87,11 @@ impl Control {
             rng: RefCell::new(Rng::new(
                 wall_time().0 ^ u64::from(std::process::id()) << 40,
             )),
-            view: RefCell::new(Arc::new(view)),
+            view: RefCell::new(parts.view),
             membership: RefCell::new(parts.membership),
-            registry: RefCell::new(registry),
-            placements: RefCell::new(placements),
+            views: RefCell::new(parts.views),
+            placements: RefCell::default(),
             untold: RefCell::new((0..parts.mailboxes.len()).collect()),
-            replication: parts.replication,
-            virtual_nodes: parts.virtual_nodes,
             mailboxes: parts.mailboxes,
             dialing: dial.dialing(1),
             heartbeat: parts.heartbeat,
@@ -228,13 +215,10 @@ impl Control {
 
     fn renew_view(&self) {
         let membership = self.membership.borrow();
-        let view = view_of(
-            &membership,
-            &mut self.registry.borrow_mut(),
-            &mut self.placements.borrow_mut(),
-            self.replication,
-            self.virtual_nodes,
-        );
+        let view = self
+            .views
+            .borrow_mut()
+            .of(&membership, &mut self.placements.borrow_mut());
         if view.joined() {
             self.readiness.set_joined();
         }
@@ -308,44 +292,4 @@ impl Control {
 
 fn now_ms() -> u64 {
     wall_time().0
-}
-
-fn view_of(
-    membership: &Membership,
-    registry: &mut Registry,
-    placements: &mut Placements,
-    replication: usize,
-    virtual_nodes: u32,
-) -> View {
-    let me = Arc::clone(&membership.me().id);
-    let me = registry.number(&me).unwrap_or_default();
-    let nodes = membership.members().filter_map(|member| {
-        // A member that left is forgotten by all but membership itself.
-        if member.state == State::Left {
-            return None;
-        }
-        let ix = registry.number(&member.identity.id)?;
-        let node = Node {
-            id: Arc::clone(&member.identity.id),
-            peer_address: Arc::clone(&member.identity.peer_address),
-            client_address: Arc::clone(&member.identity.client_address),
-            state: match member.state {
-                State::Alive => NodeState::Alive,
-                State::Suspect => NodeState::Suspect,
-                State::Dead | State::Left => NodeState::Dead,
-            },
-            incarnation: member.incarnation,
-            placed: member.placed,
-        };
-        Some((ix, node))
-    });
-    let parts = Parts {
-        version: membership.version(),
-        me,
-        nodes: nodes.collect(),
-        replication,
-        virtual_nodes,
-        joined: membership.joined(),
-    };
-    View::new(parts, placements)
 }

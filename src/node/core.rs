@@ -36,7 +36,7 @@ use crate::api::browse::KeyScan;
 use crate::api::{Api, ApiError, Job, Moment, Turn, Writer};
 use crate::clock::UnixMs;
 use crate::cluster::coordinator::Lane;
-use crate::cluster::view::NodeState;
+use crate::cluster::membership::State;
 use crate::cluster::{Coordinator, NodeIx, View};
 use crate::hash::CoreId;
 use crate::http::{Connection, Head, HttpDate};
@@ -561,7 +561,7 @@ impl Core {
         {
             let (id, address) = (node.id.to_string(), Arc::clone(&node.peer_address));
             let (silent, found) = (Rc::clone(&silent), Rc::clone(&found));
-            if node.state == NodeState::Dead {
+            if node.state == State::Dead {
                 silent.borrow_mut().push(id);
                 continue;
             }

@@ -35,7 +35,8 @@ use crate::clock::Origin;
 use crate::cluster::coordinator::Config;
 use crate::cluster::hints::HintLimits;
 use crate::cluster::membership::{self, Identity, Membership};
-use crate::cluster::{Coordinator, LocalStore, View};
+use crate::cluster::view::{Placements, Views};
+use crate::cluster::{Coordinator, LocalStore};
 use crate::hash::{CoreCount, CoreId};
 use crate::http;
 use crate::mgmt::Management;
@@ -121,12 +122,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     };
     let boot = (now.0 >> 8) as u8 ^ now.0 as u8;
     let origin = Origin::of(&facts.node_id, boot);
-    let view = Arc::new(View::looking(
-        &facts.node_id,
-        settings.replication as usize,
-        VIRTUAL_NODES,
-        membership.joined(),
-    ));
+    let mut views = Views::new(settings.replication as usize, VIRTUAL_NODES);
+    let view = Arc::new(views.of(&membership, &mut Placements::default()));
     let cluster_counts: Vec<SharedCounts> = cores.cores().map(|_| Default::default()).collect();
     let counters: Vec<Arc<CoreCounters>> = cores.cores().map(|_| Arc::default()).collect();
     let (events, inbox) = mpsc::channel();
@@ -199,8 +196,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let stopping = Arc::new(AtomicBool::new(false));
     let control_parts = ControlParts {
         membership,
-        replication: settings.replication as usize,
-        virtual_nodes: VIRTUAL_NODES,
+        views,
+        view,
         mailboxes: mailboxes.clone(),
         dial,
         heartbeat: settings.heartbeat,

@@ -1,8 +1,8 @@
 //! The cluster under every fault we know of, by seeds.
 //!
-//! `HC_SIM_SEED=7 cargo test --test simulation` replays one seed, `HC_SIM_SEEDS=50000`
-//! runs so many, `HC_SIM_FOREVER=1` runs until stopped. What is asserted is what
-//! docs/consistency.md promises, no more and no less.
+//! `HC_SIM_SEED=7 ./perf/simulate` replays one seed, `HC_SIM_SEEDS=50000` runs so many,
+//! `HC_SIM_FIRST=1000` begins there, `HC_SIM_FOREVER=1` runs until stopped. What is
+//! asserted is what docs/consistency.md promises, no more and no less.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -348,10 +348,12 @@ fn every_promise_holds_under_every_fault() {
         let runs: Vec<_> = (0..threads)
             .map(|thread| {
                 scope.spawn(move || {
-                    for seed in (first + thread..first.saturating_add(seeds)).step_by(threads as usize) {
+                    for seed in
+                        (first + thread..first.saturating_add(seeds)).step_by(threads as usize)
+                    {
                         if let Err(broken) = simulate(seed) {
                             return Some(format!(
-                                "{broken}\nreplay it: HC_SIM_SEED={seed} cargo test --test simulation"
+                                "{broken}\nreplay it: HC_SIM_SEED={seed} ./perf/simulate"
                             ));
                         }
                     }

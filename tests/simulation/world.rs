@@ -15,7 +15,7 @@ use hypercache::cluster::hints::HintLimits;
 use hypercache::cluster::membership::{self, Action as MemberAction, Identity, Membership, State};
 use hypercache::cluster::message;
 use hypercache::cluster::rng::Rng;
-use hypercache::cluster::view::{Node as ViewNode, NodeState, Parts, Placements, Registry};
+use hypercache::cluster::view::{Placements, Views};
 use hypercache::cluster::{Consistency, Coordinator, LocalStore, NodeIx, View};
 use hypercache::hash::{CoreCount, CoreId, KeyHash};
 use hypercache::operations::{Action, Exchange, Home, Operation, Outcome};
@@ -116,7 +116,7 @@ pub struct Process {
     /// How much later everything it sends arrives.
     pub slow_ms: u64,
     pub membership: Membership,
-    registry: Registry,
+    views: Views,
     pub cores: Vec<Coordinator>,
     pub view: Arc<View>,
     /// What came while it was paused.
@@ -277,7 +277,8 @@ impl World {
             self.now,
         );
         let count = CoreCount::new(cores).unwrap();
-        let view = Arc::new(View::looking(&id, 3, 64, false));
+        let mut views = Views::new(3, 64);
+        let view = Arc::new(PLACEMENTS.with_borrow_mut(|known| views.of(&membership, known)));
         let local_now = UnixMs((self.now as i64 + skew_ms) as u64);
         let cores = count
             .cores()
@@ -317,7 +318,7 @@ impl World {
             skew_ms,
             slow_ms: 0,
             membership,
-            registry: Registry::default(),
+            views,
             cores,
             view,
             backlog: Vec::new(),
@@ -560,38 +561,8 @@ impl World {
         {
             return;
         }
-        let me = node.registry.number(&Arc::from(&*node.id)).unwrap();
-        let mut nodes = Vec::new();
-        for member in node
-            .membership
-            .members()
-            .filter(|member| member.state != State::Left)
-        {
-            let ix = node.registry.number(&member.identity.id).unwrap();
-            let state = match member.state {
-                State::Alive => NodeState::Alive,
-                State::Suspect => NodeState::Suspect,
-                State::Dead | State::Left => NodeState::Dead,
-            };
-            let entry = ViewNode {
-                id: Arc::clone(&member.identity.id),
-                peer_address: Arc::clone(&member.identity.peer_address),
-                client_address: Arc::clone(&member.identity.client_address),
-                state,
-                incarnation: member.incarnation,
-                placed: member.placed,
-            };
-            nodes.push((ix, entry));
-        }
-        let parts = Parts {
-            version: node.membership.version(),
-            me,
-            nodes,
-            replication: 3,
-            virtual_nodes: 64,
-            joined: node.membership.joined(),
-        };
-        let view = Arc::new(PLACEMENTS.with_borrow_mut(|known| View::new(parts, known)));
+        let view =
+            Arc::new(PLACEMENTS.with_borrow_mut(|known| node.views.of(&node.membership, known)));
         node.view = Arc::clone(&view);
         for core in &mut node.cores {
             core.set_view(Arc::clone(&view), now);
@@ -731,7 +702,7 @@ impl World {
             let alive = node
                 .view
                 .nodes()
-                .filter(|(_, peer)| peer.state == NodeState::Alive);
+                .filter(|(_, peer)| peer.state == State::Alive);
             alive.count() == self.nodes.len() && node.view.joined()
         })
     }
