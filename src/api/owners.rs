@@ -91,7 +91,7 @@ pub fn owners(raw_key: &[u8], writer: &mut Writer<'_>) {
 /// Answers who is in the cluster.
 pub fn members(writer: &mut Writer<'_>) {
     let view = writer.view;
-    let members = view.nodes().map(|(_, node)| Member {
+    let members = view.members().into_iter().map(|node| Member {
         upper_id: &node.id,
         peer_address: &node.peer_address,
         upper_state: node.state.name(),

@@ -244,6 +244,13 @@ impl View {
         self.joined
     }
 
+    /// Every node that is known, by id.
+    pub fn members(&self) -> Vec<&Node> {
+        let mut members: Vec<_> = self.nodes.iter().flatten().collect();
+        members.sort_unstable_by_key(|node| &*node.id);
+        members
+    }
+
     /// Whether this node owns everything alone.
     #[inline]
     pub fn solo(&self) -> bool {

@@ -31,7 +31,7 @@ struct Member<'a> {
 impl<'a> Members<'a> {
     /// The members of a view, by their peer addresses.
     pub fn of(view: &'a View) -> Self {
-        let members = view.nodes().map(|(_, node)| Member {
+        let members = view.members().into_iter().map(|node| Member {
             id: &node.id,
             address: &node.peer_address,
             state: node.state.name(),

@@ -8,9 +8,12 @@ mod cluster;
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::api::owners::OwnerIds;
@@ -19,7 +22,7 @@ use crate::cluster::View;
 use crate::hash::CoreCount;
 use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
 use crate::node::connection::{self, Limits, Service};
-use crate::node::control::Control;
+use crate::node::control::{Control, Watch};
 use crate::node::readiness::Readiness;
 use crate::operations::Exchange;
 use crate::runtime::{self, Deadlines, Listener, Timeouts};
@@ -191,10 +194,11 @@ impl Serving {
     }
 }
 
-/// What a connection has been told of the cluster.
-#[derive(Default)]
+/// What a connection is told of the cluster.
 pub struct Told {
-    changes: Cell<u64>,
+    members: Watch,
+    /// When the next heartbeat is due.
+    heartbeat: Cell<Instant>,
 }
 
 impl Service for Serving {
@@ -202,7 +206,10 @@ impl Service for Serving {
     type Link = Told;
 
     fn link(&self) -> Told {
-        Told::default()
+        Told {
+            members: self.management.control.watch(),
+            heartbeat: Cell::new(Instant::now()),
+        }
     }
 
     fn turn(&self) -> Turn {
@@ -268,18 +275,24 @@ impl Service for Serving {
         None
     }
 
-    /// Members at once and on each change, the heartbeat each second.
+    /// Members at once and on each change, the heartbeat at once and each second.
     async fn next_part(&self, told: &Told, turn: &mut Turn) {
-        let control = &self.management.control;
-        if told.changes.get() > 0 && told.changes.get() > control.changes() {
-            runtime::sleep(EVENT_INTERVAL).await;
-        }
-        if told.changes.get() <= control.changes() {
-            told.changes.set(control.changes() + 1);
-            let view = control.view();
+        let due = told.heartbeat.get();
+        let mut pause = pin!(runtime::sleep(
+            due.saturating_duration_since(Instant::now())
+        ));
+        let changed = poll_fn(|context| match told.members.poll_changed(context) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => pause.as_mut().poll(context).map(|()| false),
+        })
+        .await;
+        if changed {
+            let view = self.management.control.view();
             self.event(turn, "members", &Members::of(&view));
+        } else {
+            told.heartbeat.set(Instant::now() + EVENT_INTERVAL);
+            self.heartbeat(turn);
         }
-        self.heartbeat(turn);
     }
 
     fn refuse(&self, error: &ApiError, turn: &mut Turn) {

@@ -7,14 +7,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::core::{Dial, Message, wall_time};
-use super::readiness::Readiness;
 use crate::cluster::View;
 use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip};
 use crate::cluster::rng::Rng;
@@ -52,8 +50,26 @@ pub struct ControlParts {
     pub dial: Dial,
     /// How often a member is probed.
     pub heartbeat: Duration,
-    /// Who tells whether the node is ready.
-    pub readiness: Arc<Readiness>,
+}
+
+/// Tells one task of each change of the view.
+pub struct Watch {
+    control: Rc<Control>,
+    /// How many changes there were when it last told.
+    seen: Cell<Option<u64>>,
+    waker: Rc<RefCell<Option<Waker>>>,
+}
+
+impl Watch {
+    /// Ready when the view is another than at the last time it was ready.
+    pub fn poll_changed(&self, context: &mut Context<'_>) -> Poll<()> {
+        let changes = Some(self.control.changes.get());
+        if self.seen.replace(changes) != changes {
+            return Poll::Ready(());
+        }
+        *self.waker.borrow_mut() = Some(context.waker().clone());
+        Poll::Pending
+    }
 }
 
 /// See the module's comment.
@@ -68,10 +84,9 @@ pub struct Control {
     mailboxes: Vec<Sender<Message>>,
     dialing: Dialing,
     heartbeat: Duration,
-    readiness: Arc<Readiness>,
     idle: RefCell<BTreeMap<Arc<str>, Vec<Client>>>,
     sending: RefCell<BTreeMap<Arc<str>, usize>>,
-    watchers: RefCell<Vec<Waker>>,
+    watchers: RefCell<Vec<Weak<RefCell<Option<Waker>>>>>,
     changes: Cell<u64>,
 }
 
@@ -95,7 +110,6 @@ impl Control {
             mailboxes: parts.mailboxes,
             dialing: dial.dialing(1),
             heartbeat: parts.heartbeat,
-            readiness: parts.readiness,
             idle: RefCell::default(),
             sending: RefCell::default(),
             watchers: RefCell::default(),
@@ -113,21 +127,17 @@ impl Control {
         *self.membership.borrow().counters()
     }
 
-    /// How many changes there were; see [`Control::changed_since`].
-    pub fn changes(&self) -> u64 {
-        self.changes.get()
-    }
-
-    /// Waits until there were more changes than `seen`.
-    pub async fn changed_since(&self, seen: u64) {
-        poll_fn(|context| {
-            if self.changes.get() > seen {
-                return Poll::Ready(());
-            }
-            self.watchers.borrow_mut().push(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
+    /// Tells of the changes from now on, the first time at once.
+    pub fn watch(self: &Rc<Self>) -> Watch {
+        let waker = Rc::default();
+        let mut watchers = self.watchers.borrow_mut();
+        watchers.retain(|watcher: &Weak<_>| watcher.strong_count() > 0);
+        watchers.push(Rc::downgrade(&waker));
+        Watch {
+            control: Rc::clone(self),
+            seen: Cell::new(None),
+            waker,
+        }
     }
 
     /// Runs until the thread ends.
@@ -219,9 +229,6 @@ impl Control {
             .views
             .borrow_mut()
             .of(&membership, &mut self.placements.borrow_mut());
-        if view.joined() {
-            self.readiness.set_joined();
-        }
         let old = self.view.replace(Arc::new(view));
         let new = self.view();
         for (ix, node) in new.nodes() {
@@ -238,8 +245,10 @@ impl Control {
         }
         *self.untold.borrow_mut() = (0..self.mailboxes.len()).collect();
         self.changes.set(self.changes.get() + 1);
-        for watcher in self.watchers.borrow_mut().drain(..) {
-            watcher.wake();
+        for watcher in &*self.watchers.borrow() {
+            if let Some(waker) = watcher.upgrade().and_then(|waker| waker.take()) {
+                waker.wake();
+            }
         }
     }
 

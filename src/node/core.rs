@@ -421,6 +421,7 @@ impl Core {
             .borrow_mut()
             .set_view(Arc::clone(&view), wall_time());
         self.links.follow(self, &view);
+        self.publish();
     }
 
     /// Carries on what the coordinator has left to do: answers that are complete go
@@ -634,8 +635,10 @@ impl Core {
     fn publish(&self) {
         let cluster = self.cluster.borrow();
         let counts = ClusterCounts::of(&cluster);
-        let missing = counts.partitions_missing as usize;
-        self.readiness.set_missing(self.api.core.index(), missing);
+        if self.view().joined() {
+            let missing = counts.partitions_missing as usize;
+            self.readiness.set_missing(self.api.core.index(), missing);
+        }
         self.cluster_counts.publish(&counts);
         let shard = cluster.local().shard();
         let stats = shard.stats();

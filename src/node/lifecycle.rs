@@ -114,7 +114,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let identity = identity(settings, client_address, peer_address);
     let now = wall_time();
     let membership = membership(settings, identity, now.0);
-    let readiness = Arc::new(Readiness::new(cores.get(), membership.joined()));
+    let readiness = Arc::new(Readiness::new(cores.get()));
     let (control_sender, control_inbox) = runtime::mailbox(CONTROL_MAILBOX);
     let dial = Dial {
         timeout: settings.peer_timeout,
@@ -201,7 +201,6 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         mailboxes: mailboxes.clone(),
         dial,
         heartbeat: settings.heartbeat,
-        readiness: Arc::clone(&readiness),
     };
     start_management(ManagementParts {
         listener: mgmt_listener,

@@ -6,16 +6,16 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/history.rs"]
+mod history;
 mod world;
 
+use history::{Broken, Kind, Request};
 use hypercache::cluster::Consistency;
 use hypercache::cluster::rng::Rng;
-use world::{Done, Event, HINTS_PER_NODE, Kind, Network, Request, World, WorldSettings};
+use world::{Event, HINTS_PER_NODE, Network, World, WorldSettings};
 
 const SEEDS: u64 = 1_000;
-
-/// One way a history broke a promise.
-type Broken = String;
 
 /// Runs one seed.
 fn simulate(seed: u64) -> Result<(), Broken> {
@@ -53,9 +53,10 @@ fn simulate(seed: u64) -> Result<(), Broken> {
             .iter()
             .filter(|request| request.key == key)
             .collect();
-        final_state(&world, key, &history)?;
-        quorum_reads(&history)?;
-        order_of_writes(&history)?;
+        let value = world.value(world.owners(key)[0], key);
+        history::ends_with(&history, value.as_deref())?;
+        history::quorum_reads(&history)?;
+        history::order_of_writes(&history)?;
     }
     Ok(())
 }
@@ -203,123 +204,6 @@ fn agreement(world: &World) -> Result<(), Broken> {
         if held.iter().any(|one| *one != held[0]) {
             return Err(format!(
                 "owners {owners:?} of key {key} do not agree: {held:?}"
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn is_durable(request: &Request) -> bool {
-    request.consistency != Consistency::One && matches!(request.result, Some(Done::Written(_)))
-}
-
-fn writes<'a>(history: &'a [&Request]) -> impl Iterator<Item = &'a Request> {
-    history
-        .iter()
-        .copied()
-        .filter(|request| request.kind != Kind::Get)
-}
-
-/// When a write was over for certain: one that failed may still take effect, and one at
-/// ONE is ordered by nothing but its version.
-fn over(write: &Request) -> u64 {
-    if is_durable(write) {
-        write.ended
-    } else {
-        u64::MAX
-    }
-}
-
-/// Whether some acknowledged write came wholly after `write` and wholly before `before`.
-fn superseded(write: Option<&Request>, history: &[&Request], before: u64) -> bool {
-    let end = write.map_or(0, over);
-    writes(history).any(|later| is_durable(later) && later.started > end && later.ended < before)
-}
-
-/// The writes that can be the source of what was seen; `None` stands for no write at all.
-fn sources<'a>(history: &'a [&Request], value: Option<&[u8]>) -> Vec<Option<&'a Request>> {
-    match value {
-        Some(value) => writes(history)
-            .filter(|write| matches!(&write.kind, Kind::Put(bytes) if bytes == value))
-            .map(Some)
-            .collect(),
-        None => writes(history)
-            .filter(|write| write.kind == Kind::Delete)
-            .map(Some)
-            .chain([None])
-            .collect(),
-    }
-}
-
-/// No acknowledged write is lost, and nothing that was deleted came back.
-fn final_state(world: &World, key: usize, history: &[&Request]) -> Result<(), Broken> {
-    let owner = world.owners(key)[0];
-    let value = world.value(owner, key);
-    let fine = sources(history, value.as_deref())
-        .into_iter()
-        .any(|source| !superseded(source, history, u64::MAX));
-    if fine {
-        return Ok(());
-    }
-    Err(format!(
-        "key {key} ended as {:?}, older than a write that was acknowledged",
-        value.map(|value| String::from_utf8_lossy(&value).into_owned())
-    ))
-}
-
-/// A read at QUORUM after an acknowledged write at QUORUM is never older.
-fn quorum_reads(history: &[&Request]) -> Result<(), Broken> {
-    for read in history
-        .iter()
-        .filter(|request| request.kind == Kind::Get && request.consistency != Consistency::One)
-    {
-        let (value, version) = match &read.result {
-            Some(Done::Found(value, version, _)) => (Some(value.as_slice()), Some(*version)),
-            Some(Done::Missing) => (None, None),
-            _ => continue,
-        };
-        let fine = sources(history, value)
-            .into_iter()
-            .any(|source| !superseded(source, history, read.started));
-        let newest = writes(history)
-            .filter(|write| is_durable(write) && write.ended < read.started)
-            .filter_map(|write| match write.result {
-                Some(Done::Written(version)) => Some(version),
-                _ => None,
-            })
-            .max();
-        if !fine || version.is_some() && version < newest {
-            let earlier: String = history
-                .iter()
-                .filter(|request| request.started < read.ended)
-                .map(|request| format!("\n{request}"))
-                .collect();
-            return Err(format!(
-                "a read saw something older than {newest:?}: {read}\nafter{earlier}"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A write that began after another was acknowledged has a greater version.
-fn order_of_writes(history: &[&Request]) -> Result<(), Broken> {
-    let mut acked: Vec<_> = writes(history)
-        .filter(|write| is_durable(write))
-        .filter_map(|write| match write.result {
-            Some(Done::Written(version)) => Some((write.started, write.ended, version)),
-            _ => None,
-        })
-        .collect();
-    acked.sort_unstable();
-    for (index, (started, _, version)) in acked.iter().enumerate() {
-        if let Some(earlier) = acked[..index]
-            .iter()
-            .find(|(_, ended, earlier)| ended < started && earlier >= version)
-        {
-            let history: String = history.iter().map(|one| format!("\n{one}")).collect();
-            return Err(format!(
-                "a later write got an older version: {earlier:?}, {version:?}\namong{history}"
             ));
         }
     }

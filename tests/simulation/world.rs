@@ -9,7 +9,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use hypercache::clock::{Origin, UnixMs, Version};
+use crate::history::{Done, Kind, Request};
+use hypercache::clock::{Origin, UnixMs};
 use hypercache::cluster::coordinator::{Config, Lane};
 use hypercache::cluster::hints::HintLimits;
 use hypercache::cluster::membership::{self, Action as MemberAction, Identity, Membership, State};
@@ -129,56 +130,6 @@ pub struct Network {
     pub loss_percent: usize,
     pub duplicate_percent: usize,
     pub delay_ms_max: u64,
-}
-
-/// An operation a client has under way or has finished.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub key: usize,
-    pub started: u64,
-    pub ended: u64,
-    pub consistency: Consistency,
-    pub kind: Kind,
-    pub result: Option<Done>,
-}
-
-impl std::fmt::Display for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            key,
-            started,
-            ended,
-            consistency,
-            ..
-        } = self;
-        write!(f, "{started}..{ended} key {key} {consistency:?} ")?;
-        match &self.kind {
-            Kind::Get => f.write_str("get")?,
-            Kind::Put(value) => write!(f, "put {}", String::from_utf8_lossy(value))?,
-            Kind::Delete => f.write_str("delete")?,
-        }
-        match &self.result {
-            Some(Done::Found(value, version, _)) => {
-                write!(f, ": {} {version:?}", String::from_utf8_lossy(value))
-            }
-            other => write!(f, ": {other:?}"),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Get,
-    Put(Vec<u8>),
-    Delete,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Done {
-    Found(Vec<u8>, Version, Origin),
-    Missing,
-    Written(Version),
-    Failed,
 }
 
 pub struct World {
@@ -585,11 +536,9 @@ impl World {
         exchange.put_back(batch);
         let (_, outcome) = exchange.outcome(ticket).unwrap();
         let done = match outcome {
-            Outcome::Found(found) => {
-                Done::Found(found.value.bytes().to_vec(), found.version, found.origin)
-            }
+            Outcome::Found(found) => Done::Found(found.value.bytes().to_vec(), found.version),
             Outcome::Missing => Done::Missing,
-            Outcome::Stored(version) | Outcome::Deleted(version) => Done::Written(version),
+            Outcome::Stored(version) | Outcome::Deleted(version) => Done::Written(Some(version)),
             _ => Done::Failed,
         };
         self.requests[request].result = Some(done);

@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long a test waits for what should come at once, before it fails.
@@ -19,7 +20,9 @@ pub const GUARD: Duration = Duration::from_secs(20);
 /// A running node; killed when dropped.
 pub struct Node {
     child: Child,
-    stderr: BufReader<std::process::ChildStderr>,
+    /// What it has logged so far, taken at once so that it never waits for a reader.
+    logs: Arc<Mutex<String>>,
+    log_reader: Option<std::thread::JoinHandle<()>>,
     pub api: String,
     pub mgmt: String,
     pub serving: serde_json::Value,
@@ -70,9 +73,19 @@ impl Node {
             if event["message"] == "serving" {
                 let text = |field: &str| event[field].as_str().expect(field).to_owned();
                 let (api, mgmt) = (text("api"), text("mgmt"));
+                let logs = Arc::new(Mutex::new(seen));
+                let log = Arc::clone(&logs);
+                let log_reader = std::thread::spawn(move || {
+                    for line in stderr.lines().map_while(Result::ok) {
+                        let mut log = log.lock().expect("no reader panics");
+                        log.push_str(&line);
+                        log.push('\n');
+                    }
+                });
                 return Self {
                     child,
-                    stderr,
+                    logs,
+                    log_reader: Some(log_reader),
                     api,
                     mgmt,
                     serving: event,
@@ -103,9 +116,21 @@ impl Node {
     }
 
     pub fn wait(&mut self) -> ExitStatus {
-        let mut rest = String::new();
-        let _ = self.stderr.read_to_string(&mut rest);
         self.child.wait().expect("the node ends")
+    }
+
+    /// Ends the node as a crash would, if it still runs.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.log_reader.take() {
+            let _ = reader.join();
+        }
+    }
+
+    /// Whether it has logged this text.
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.logs.lock().expect("no writer panics").contains(text)
     }
 
     /// Whether the process is still there.
@@ -116,8 +141,12 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
+        if std::thread::panicking()
+            && let Ok(logs) = self.logs.lock()
+        {
+            eprintln!("the node at {} logged:\n{logs}", self.api);
+        }
     }
 }
 
@@ -201,6 +230,18 @@ impl Client {
 
     pub fn post(&mut self, target: &str, body: &str) -> Answer {
         self.request("POST", target, "", body.as_bytes())
+    }
+
+    /// Reads a line, without its end.
+    pub fn line(&mut self) -> String {
+        let end = loop {
+            if let Some(at) = find(&self.buffer, b"\n") {
+                break at + 1;
+            }
+            assert!(self.fill(), "the stream ends");
+        };
+        let line: Vec<u8> = self.buffer.drain(..end).collect();
+        String::from_utf8_lossy(&line).trim_end().to_owned()
     }
 
     pub fn answer(&mut self) -> Answer {
