@@ -15,11 +15,14 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use cluster::{API, Cluster, until};
 use history::{Done, Kind, Request};
 use hypercache::clock::Version;
 use hypercache::cluster::Consistency;
 use hypercache::cluster::rng::Rng;
+use serde_json::Value;
 
 const NODES: usize = 5;
 const CLIENTS: usize = 6;
@@ -57,18 +60,16 @@ impl Client {
             Kind::Put(value) => ("PUT", value.as_slice()),
             Kind::Delete => ("DELETE", &[][..]),
         };
-        let headers = "X-Cache-Consistency: QUORUM\r\n";
+        let headers = "X-Cache-Consistency: QUORUM\r\nAccept: application/json\r\n";
         let target = format!("/v1/cache/key-{key}");
         stream.write_all(&node::request(method, &target, headers, body))?;
         let (status, head, body) = answer(stream)?;
         Ok(match (kind, status) {
             (Kind::Get, 200) => {
-                let version = head
-                    .lines()
-                    .find_map(|line| line.strip_prefix("X-Cache-Version: "))
-                    .expect("a value has its version");
-                let version = Version::new(version.parse().unwrap()).unwrap();
-                Done::Found(body, version)
+                let item: Value = serde_json::from_slice(&body).unwrap();
+                let version = Version::new(item["version"].as_u64().unwrap()).unwrap();
+                let value = BASE64_STANDARD.decode(item["value"].as_str().unwrap());
+                Done::Found(value.unwrap(), version)
             }
             (Kind::Get, 404) => Done::Missing,
             (_, 200) => Done::Written(None),
@@ -106,17 +107,29 @@ fn no_promise_is_broken_while_nodes_crash_hang_and_come_back() {
     let addresses: Vec<String> = (0..NODES).map(|node| cluster.address(node, API)).collect();
     let start = Instant::now();
     let (finished, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    // A node that hangs answers nobody: new requests go to the others.
+    let avoided = AtomicUsize::new(NODES);
     let history: Vec<Request> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
-                let (addresses, finished, stop) = (&addresses, &finished, &stop);
-                scope.spawn(move || drive(client, addresses, start, finished, stop))
+                let drive = Drive {
+                    client,
+                    addresses: &addresses,
+                    start,
+                    avoided: &avoided,
+                    finished: &finished,
+                    stop: &stop,
+                };
+                scope.spawn(move || drive.run())
             })
             .collect();
+        // Also when this thread fails: or the scope would wait for the clients forever.
+        let _stop = StopOnDrop(&stop);
         let pause = || {
             let until = finished.load(Ordering::Relaxed) + STEP;
             while finished.load(Ordering::Relaxed) < until {
-                std::thread::yield_now();
+                let failed = clients.iter().any(|client| client.is_finished());
+                assert!(!failed, "a client saw what it must never see");
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
@@ -128,9 +141,11 @@ fn no_promise_is_broken_while_nodes_crash_hang_and_come_back() {
             cluster.launch(crashed);
             cluster.settle();
             pause();
+            avoided.store(hung, Ordering::Relaxed);
             cluster.node(hung).signal(libc::SIGSTOP);
             pause();
             cluster.node(hung).signal(libc::SIGCONT);
+            avoided.store(NODES, Ordering::Relaxed);
             cluster.settle();
         }
         pause();
@@ -166,47 +181,65 @@ fn no_promise_is_broken_while_nodes_crash_hang_and_come_back() {
     }
 }
 
-/// Sends one request after the other until told to stop.
-fn drive(
-    client: usize,
-    addresses: &[String],
-    start: Instant,
-    finished: &AtomicUsize,
-    stop: &AtomicBool,
-) -> Vec<Request> {
-    let mut rng = Rng::new(client as u64);
-    let mut connections: Vec<Client> = addresses
-        .iter()
-        .map(|address| Client {
-            address: address.clone(),
-            stream: None,
-        })
-        .collect();
-    let mut history = Vec::new();
-    let now = || start.elapsed().as_micros() as u64;
-    while !stop.load(Ordering::Relaxed) {
-        let key = rng.below(KEYS);
-        let kind = match rng.below(10) {
-            0..4 => Kind::Put(format!("client-{client}-{}", history.len()).into_bytes()),
-            4 => Kind::Delete,
-            _ => Kind::Get,
-        };
-        let connection = &mut connections[rng.below(addresses.len())];
-        let started = now();
-        let done = connection.request(&kind, key);
-        if done == Done::Failed {
-            // Not to spin on a node that is gone.
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        history.push(Request {
-            key,
-            started,
-            ended: now(),
-            consistency: Consistency::Quorum,
-            kind,
-            result: Some(done),
-        });
-        finished.fetch_add(1, Ordering::Relaxed);
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
-    history
+}
+
+/// One client's part.
+struct Drive<'a> {
+    client: usize,
+    addresses: &'a [String],
+    start: Instant,
+    avoided: &'a AtomicUsize,
+    finished: &'a AtomicUsize,
+    stop: &'a AtomicBool,
+}
+
+impl Drive<'_> {
+    /// Sends one request after the other until told to stop.
+    fn run(self) -> Vec<Request> {
+        let mut rng = Rng::new(self.client as u64);
+        let mut connections: Vec<Client> = self
+            .addresses
+            .iter()
+            .map(|address| Client {
+                address: address.clone(),
+                stream: None,
+            })
+            .collect();
+        let mut history = Vec::new();
+        let now = || self.start.elapsed().as_micros() as u64;
+        while !self.stop.load(Ordering::Relaxed) {
+            let key = rng.below(KEYS);
+            let kind = match rng.below(10) {
+                0..4 => Kind::Put(format!("client-{}-{}", self.client, history.len()).into_bytes()),
+                4 => Kind::Delete,
+                _ => Kind::Get,
+            };
+            let node = rng.below(NODES);
+            if node == self.avoided.load(Ordering::Relaxed) {
+                continue;
+            }
+            let started = now();
+            let done = connections[node].request(&kind, key);
+            if done == Done::Failed {
+                // Not to spin on a node that is gone.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            history.push(Request {
+                key,
+                started,
+                ended: now(),
+                consistency: Consistency::Quorum,
+                kind,
+                result: Some(done),
+            });
+            self.finished.fetch_add(1, Ordering::Relaxed);
+        }
+        history
+    }
 }

@@ -14,6 +14,7 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -328,7 +329,7 @@ pub(super) async fn connect(
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     if let Some(steering) = steering {
-        steering.apply(&socket, addr)?;
+        steer_source(&socket, addr, steering)?;
     }
     match socket.connect(&addr.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
@@ -353,6 +354,37 @@ pub(super) async fn connect(
     }
     prepare(socket)?;
     Ok((RawStream(stream), fd))
+}
+
+/// Binds a socket to a source port that leads to the listener wanted. Without a free one
+/// among some tries the kernel chooses: the connection then reaches any listener.
+fn steer_source(socket: &Socket, addr: SocketAddr, steering: Steering) -> io::Result<()> {
+    // Where Linux gives out ports for outgoing connections by default.
+    const FIRST: u32 = 32_768;
+    const COUNT: u32 = 28_000;
+    const TRIES: u32 = 32;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let listeners = u32::from(steering.listeners.max(1));
+    let unspecified: SocketAddr = match addr {
+        SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    for _ in 0..TRIES {
+        // Spread over the range, so that neighbours do not try the same ports.
+        let step = NEXT
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_mul(2_654_435_761)
+            .wrapping_add(std::process::id())
+            % (COUNT / listeners);
+        let first = FIRST.next_multiple_of(listeners) + u32::from(steering.listener);
+        let port = (first + step * listeners) as u16;
+        let source = SocketAddr::new(unspecified.ip(), port);
+        match socket.bind(&source.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+    Ok(())
 }
 
 async fn expire(life: Life, expired: Rc<Cell<bool>>, timeout: Duration) {

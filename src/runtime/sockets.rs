@@ -18,7 +18,6 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -221,39 +220,6 @@ pub struct Steering {
     pub listener: u16,
     /// How many there are.
     pub listeners: u16,
-}
-
-impl Steering {
-    /// Binds a socket to a source port that leads to the listener. Without a free one
-    /// among some tries the kernel chooses: the connection then reaches any listener.
-    pub(super) fn apply(self, socket: &Socket, addr: SocketAddr) -> io::Result<()> {
-        // Where Linux gives out ports for outgoing connections by default.
-        const FIRST: u32 = 32_768;
-        const COUNT: u32 = 28_000;
-        const TRIES: u32 = 32;
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let listeners = u32::from(self.listeners.max(1));
-        let unspecified: SocketAddr = match addr {
-            SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        for _ in 0..TRIES {
-            // Spread over the range, so that neighbours do not try the same ports.
-            let step = NEXT
-                .fetch_add(1, Ordering::Relaxed)
-                .wrapping_mul(2_654_435_761)
-                .wrapping_add(std::process::id())
-                % (COUNT / listeners);
-            let first = FIRST.next_multiple_of(listeners) + u32::from(self.listener);
-            let port = (first + step * listeners) as u16;
-            let source = SocketAddr::new(unspecified.ip(), port);
-            match socket.bind(&source.into()) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                bound => return bound,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Has the kernel choose among listeners that share an address, bound in this order, by
