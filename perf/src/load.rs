@@ -18,7 +18,7 @@ pub enum Protocol {
     Resp,
 }
 
-/// Which keys a connection uses on a node of two cores.
+/// Which of the keys a connection uses, on a node of two cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locality {
     /// All of them.
@@ -32,8 +32,8 @@ pub enum Locality {
 /// One run.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Where the server listens.
-    pub target: String,
+    /// Where the servers listen; connections are spread over them.
+    pub targets: Vec<String>,
     /// What it speaks.
     pub protocol: Protocol,
     /// Whether to write instead of reading.
@@ -42,8 +42,8 @@ pub struct Load {
     pub connections: usize,
     /// Requests outstanding per connection.
     pub pipeline: usize,
-    /// Different keys.
-    pub keys: usize,
+    /// The keys, by number.
+    pub keys: Vec<usize>,
     /// Bytes of each value.
     pub value_bytes: usize,
     /// Which keys go over which connection.
@@ -59,7 +59,7 @@ pub struct Outcome {
     pub requests: u64,
     /// Seconds it took.
     pub seconds: f64,
-    /// Processor time of the server, all its threads, in microseconds per request.
+    /// Processor time of the servers, all their threads, in microseconds per request.
     pub server_cpu_us: f64,
 }
 
@@ -73,21 +73,22 @@ struct Connection {
 }
 
 impl Load {
-    /// Stores all keys, then measures the server running as process `pid`.
+    /// Stores all keys, then measures the servers running as these processes.
     ///
     /// # Errors
     ///
-    /// When the server cannot be reached or answers anything but success.
-    pub fn run(&self, pid: u32) -> io::Result<Outcome> {
+    /// When a server cannot be reached or answers anything but success.
+    pub fn run(&self, pids: &[u32]) -> io::Result<Outcome> {
         self.preload()?;
         let mut connections = Vec::new();
         for index in 0..self.connections {
             connections.push(self.connect(index)?);
         }
         self.drive(&mut connections, Duration::from_millis(300))?;
-        let (before, started) = (cpu_ns(pid)?, Instant::now());
+        let cpu_ns = || pids.iter().map(|&pid| cpu_ns(pid)).sum::<io::Result<u64>>();
+        let (before, started) = (cpu_ns()?, Instant::now());
         let requests = self.drive(&mut connections, self.duration)?;
-        let (after, seconds) = (cpu_ns(pid)?, started.elapsed().as_secs_f64());
+        let (after, seconds) = (cpu_ns()?, started.elapsed().as_secs_f64());
         let server_cpu_us = (after - before) as f64 / 1000.0 / requests as f64;
         Ok(Outcome {
             requests,
@@ -129,17 +130,17 @@ impl Load {
     }
 
     fn preload(&self) -> io::Result<()> {
-        let mut stream = TcpStream::connect(&self.target)?;
+        let mut stream = TcpStream::connect(&self.targets[0])?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut parser = Answers::new(self.protocol);
         let mut chunk = vec![0; 65536];
-        for first in (0..self.keys).step_by(64) {
+        for keys in self.keys.chunks(64) {
             let mut bytes = Vec::new();
-            let count = 64.min(self.keys - first);
-            (first..first + count).for_each(|key| self.request(key, true, &mut bytes));
+            keys.iter()
+                .for_each(|&key| self.request(key, true, &mut bytes));
             stream.write_all(&bytes)?;
             let mut answered = 0;
-            while answered < count {
+            while answered < keys.len() {
                 let read = stream.read(&mut chunk)?;
                 if read == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
@@ -151,14 +152,15 @@ impl Load {
     }
 
     fn connect(&self, index: usize) -> io::Result<Connection> {
-        let mut stream = TcpStream::connect(&self.target)?;
+        let target = &self.targets[index % self.targets.len()];
+        let mut stream = TcpStream::connect(target)?;
         stream.set_nodelay(true)?;
         let keys: Vec<usize> = match self.locality {
-            Locality::Any => (0..self.keys).collect(),
+            Locality::Any => self.keys.clone(),
             Locality::Local | Locality::Half => {
                 let core = serving_core(&mut stream)?;
                 let (own, other): (Vec<_>, Vec<_>) =
-                    (0..self.keys).partition(|&key| core_of(key) == core);
+                    self.keys.iter().partition(|&&key| core_of(key) == core);
                 match self.locality {
                     Locality::Half => own
                         .into_iter()

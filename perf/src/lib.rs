@@ -1,0 +1,8 @@
+//! What measures hypercache: a load generator, servers to drive, and how results are
+//! printed. Each program in `src/bin` answers one question; perf/README.md lists them.
+
+pub mod load;
+pub mod report;
+pub mod servers;
+
+pub use load::{Load, Locality, Protocol, cpu_ns, pin};

@@ -1,0 +1,337 @@
+//! Servers to drive: started on chosen CPUs, found by what they print, killed when
+//! dropped.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to start.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// A running server.
+pub struct Server {
+    /// The process.
+    pub child: Child,
+    /// Where it serves clients.
+    pub address: String,
+}
+
+impl Server {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a system call on plain values; the child is not reaped yet.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Has a command run on these CPUs only and end with this thread. None given means all.
+pub fn confine(command: &mut Command, cpus: &'static [usize]) {
+    // SAFETY: between fork and exec only system calls on plain values.
+    unsafe {
+        command.pre_exec(move || {
+            if !cpus.is_empty() {
+                let mut set: libc::cpu_set_t = std::mem::zeroed();
+                cpus.iter().for_each(|&cpu| libc::CPU_SET(cpu, &mut set));
+                libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+            }
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+}
+
+/// Starts a server; `read` finds its address in a line of its output.
+///
+/// # Errors
+///
+/// When it does not start, with what it said last.
+pub fn start(
+    mut command: Command,
+    cpus: &'static [usize],
+    read: impl Fn(&str) -> Option<String>,
+) -> io::Result<Server> {
+    confine(&mut command, cpus);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(io::Error::other("no pipes"));
+    };
+    let (send, lines) = std::sync::mpsc::channel();
+    let output: [Box<dyn Read + Send>; 2] = [Box::new(stdout), Box::new(stderr)];
+    for pipe in output {
+        let send = send.clone();
+        std::thread::spawn(move || {
+            BufReader::new(pipe)
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| {
+                    let _ = send.send(line);
+                });
+        });
+    }
+    drop(send);
+    let deadline = Instant::now() + START_MAX;
+    let mut said = String::new();
+    while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        if let Some(address) = read(&line) {
+            return Ok(Server { child, address });
+        }
+        said = line;
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(io::Error::other(format!(
+        "{command:?} did not start: {said}"
+    )))
+}
+
+/// A program built beside this one.
+///
+/// # Errors
+///
+/// When this program does not know where it is.
+pub fn beside(name: &str) -> io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name(name))
+}
+
+/// Builds release binaries of this workspace.
+///
+/// # Errors
+///
+/// When cargo fails.
+pub fn build(arguments: &[&str]) -> io::Result<()> {
+    let status = Command::new("cargo")
+        .args(["build", "--release"])
+        .args(arguments)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .status()?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other("the release build failed")),
+    }
+}
+
+/// The floor server on one CPU.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn floor(driver: &str) -> io::Result<Server> {
+    let mut command = Command::new(beside("floor")?);
+    command.arg(driver);
+    start(command, &[0], |line| Some(line.to_owned()))
+}
+
+/// The address in a node's line that says it serves.
+fn serving(line: &str) -> Option<String> {
+    let event: serde_json::Value = serde_json::from_str(line).ok()?;
+    (event["message"] == "serving").then(|| event["api"].as_str().map(str::to_owned))?
+}
+
+/// A node by itself, on as many CPUs as cores.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn node(cores: usize, driver: &str) -> io::Result<Server> {
+    let mut command = Command::new(beside("hypercache")?);
+    command
+        .env_clear()
+        .env("HYPERCACHE_API_ADDR", "127.0.0.1:0")
+        .env("HYPERCACHE_MGMT_ADDR", "127.0.0.1:0")
+        .env("HYPERCACHE_DIST_ADDR", "127.0.0.1:0")
+        .env("HYPERCACHE_CORES", cores.to_string())
+        .env("HYPERCACHE_IO_DRIVER", driver)
+        .env("HYPERCACHE_CAPACITY", "0");
+    start(command, if cores == 1 { &[0] } else { &[0, 1] }, serving)
+}
+
+/// redis-server on one CPU.
+///
+/// # Errors
+///
+/// When it is not installed or does not start.
+pub fn redis() -> io::Result<Server> {
+    let port = free_port()?;
+    let mut command = Command::new("redis-server");
+    command.args([
+        "--port",
+        &port.to_string(),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]);
+    start(command, &[0], move |line| {
+        line.contains("Ready to accept connections")
+            .then(|| format!("127.0.0.1:{port}"))
+    })
+}
+
+/// A port that was free a moment ago, for servers that cannot be told to take any.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Where one node of a cluster listens.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// For clients.
+    pub api: String,
+    /// For management.
+    pub management: String,
+    /// For peers.
+    pub peers: String,
+}
+
+/// The id of a cluster's node numbered from 0.
+pub fn id(node: usize) -> String {
+    format!("node-{}", node + 1)
+}
+
+/// The command that runs one node of a cluster with these addresses. What the
+/// environment says of HYPERCACHE_ settings goes to every node.
+///
+/// # Errors
+///
+/// When this program does not know where it is.
+pub fn member(node: usize, cluster: &[Addresses], binary: &Path) -> Command {
+    let seeds = cluster
+        .iter()
+        .enumerate()
+        .map(|(index, addresses)| format!("{}@{}", id(index), addresses.peers));
+    let own = &cluster[node];
+    let mut command = Command::new(binary);
+    if std::env::var_os("HYPERCACHE_CORES").is_none() {
+        command.env("HYPERCACHE_CORES", "1");
+    }
+    command
+        .env("HYPERCACHE_NODE_ID", id(node))
+        .env("HYPERCACHE_API_ADDR", &own.api)
+        .env("HYPERCACHE_MGMT_ADDR", &own.management)
+        .env("HYPERCACHE_DIST_ADDR", &own.peers)
+        .env("HYPERCACHE_SEEDS", seeds.collect::<Vec<_>>().join(","));
+    command
+}
+
+/// Nodes that know each other.
+pub struct Cluster {
+    /// Where they listen.
+    pub addresses: Vec<Addresses>,
+    /// The nodes; `None` for one that was killed.
+    pub nodes: Vec<Option<Server>>,
+}
+
+impl Cluster {
+    /// Starts nodes of one core each on these CPUs and waits until all are ready.
+    ///
+    /// # Errors
+    ///
+    /// When one does not start or never gets ready.
+    pub fn start(count: usize, env: &[(&str, &str)], cpus: &'static [usize]) -> io::Result<Self> {
+        let port = || Ok::<_, io::Error>(format!("127.0.0.1:{}", free_port()?));
+        let addresses = (0..count)
+            .map(|_| {
+                Ok(Addresses {
+                    api: port()?,
+                    management: port()?,
+                    peers: port()?,
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let mut nodes = Vec::new();
+        for node in 0..count {
+            let mut command = member(node, &addresses, &beside("hypercache")?);
+            command
+                .env("HYPERCACHE_CAPACITY", "0")
+                .envs(env.iter().copied());
+            nodes.push(Some(start(command, cpus, serving)?));
+        }
+        let cluster = Self { addresses, nodes };
+        for addresses in &cluster.addresses {
+            await_ready(&addresses.management, count)?;
+        }
+        Ok(cluster)
+    }
+
+    /// The process ids of the nodes that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().flatten().map(Server::pid).collect()
+    }
+
+    /// A field of `/dist/metrics`, summed over the nodes that run.
+    ///
+    /// # Errors
+    ///
+    /// When one does not answer.
+    pub fn metric(&self, name: &str) -> io::Result<u64> {
+        let running = self.addresses.iter().zip(&self.nodes);
+        let running = running.filter(|(_, node)| node.is_some());
+        let mut sum = 0;
+        for (addresses, _) in running {
+            let metrics = get(&addresses.management, "/dist/metrics")?.1;
+            let metrics: serde_json::Value =
+                serde_json::from_str(&metrics).map_err(io::Error::other)?;
+            sum += metrics[name]
+                .as_u64()
+                .ok_or_else(|| io::Error::other(format!("no {name} in /dist/metrics")))?;
+        }
+        Ok(sum)
+    }
+}
+
+/// Waits until a node sees so many members alive and is ready.
+///
+/// # Errors
+///
+/// When it does not get there in time.
+pub fn await_ready(management: &str, members: usize) -> io::Result<()> {
+    let deadline = Instant::now() + START_MAX;
+    loop {
+        let known = get(management, "/cluster/members");
+        let alive = known.map_or(0, |(_, body)| body.matches("\"alive\"").count());
+        if alive == members && get(management, "/health").is_ok_and(|(status, _)| status == 200) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let what = format!("{management} sees {alive} of {members} members and is not ready");
+            return Err(io::Error::other(what));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// One GET on a connection of its own: status and body.
+///
+/// # Errors
+///
+/// When the server cannot be reached or does not speak HTTP.
+pub fn get(address: &str, target: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let request = format!("GET {target} HTTP/1.1\r\nHost: perf\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let bad = || io::Error::other(format!("not HTTP: {answer:?}"));
+    let status = answer.get(9..12).and_then(|code| code.parse().ok());
+    let body = answer.split_once("\r\n\r\n").ok_or_else(bad)?.1;
+    Ok((status.ok_or_else(bad)?, body.to_owned()))
+}
