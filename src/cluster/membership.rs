@@ -28,6 +28,14 @@
 //!   halves of a partition at most one removes the other.
 //! - Equal calls with an equal seed give equal actions, byte for byte.
 //!
+//! **Founding.** A node knows its cluster, [`Membership::joined`], when one that knows it has
+//! told it of all members; when all its seeds are there; or when they were waited for long
+//! enough and most of those named by id, this node counted, are there. So of the halves of
+//! a partition at most one founds a cluster anew, and a restarted node never takes the first
+//! few it meets for all there are. Where seeds have no ids nothing is known of how many
+//! there should be: such a node founds a cluster of its own after the wait, and the ones
+//! founded apart merge when they meet.
+//!
 //! **A slow peer.** Each heartbeat a few members are pinged in a shuffled round robin
 //! (section 4.3); one that does not answer within half a heartbeat is also pinged by way of
 //! others, and probed again in the next round. Any message from it counts as a sign of
@@ -109,7 +117,7 @@ pub struct Config {
     pub indirect_probes: usize,
     /// How long a dead member stays placed, at least.
     pub dead_grace_ms: u64,
-    /// How long a node waits for its seeds before it is a cluster of its own.
+    /// How long a node waits for all its seeds before most of them will do.
     pub join_timeout_ms: u64,
 }
 
@@ -270,8 +278,8 @@ pub struct Membership {
     next_gossip_ms: u64,
     next_strangers_ms: u64,
 
-    /// Whether any other member has been heard.
-    met: bool,
+    /// See [`Self::joined`].
+    joined: bool,
     rounds: u64,
     round_started_ms: u64,
     round: Vec<Probe>,
@@ -343,6 +351,7 @@ impl Membership {
             ..config
         };
         Self {
+            joined: seeds.is_empty(),
             me: Member::new(me, State::Alive, incarnation, now_ms),
             others: BTreeMap::new(),
             seeds,
@@ -352,7 +361,6 @@ impl Membership {
             next_round_ms: now_ms,
             next_gossip_ms: now_ms.saturating_add(config.gossip_interval_ms),
             next_strangers_ms: later(now_ms, config.heartbeat_ms, STRANGER_HEARTBEATS),
-            met: false,
             rounds: 0,
             round_started_ms: now_ms,
             round: Vec::new(),
@@ -386,6 +394,7 @@ impl Membership {
         if self.now_ms >= self.next_gossip_ms {
             self.gossip(rng);
         }
+        self.look_for_cluster();
     }
 
     /// Takes a message or a reply in. What it returns goes back as the answer.
@@ -394,6 +403,7 @@ impl Membership {
         let Message {
             from,
             incarnation,
+            joined,
             kind,
             updates,
         } = message;
@@ -410,6 +420,9 @@ impl Membership {
         for update in updates.into_iter().take(UPDATES_MAX) {
             self.learn(update, rng);
         }
+        let told_everything = matches!(kind, Kind::Gossip | Kind::GossipReply);
+        self.joined |= heard && joined && told_everything;
+        self.look_for_cluster();
         match kind {
             Kind::Ping => return Some(self.compose(Kind::Ack, &[&from.id])),
             Kind::Gossip => return Some(self.compose_everything(Kind::GossipReply)),
@@ -468,12 +481,16 @@ impl Membership {
             .chain(after.map(|(_, peer)| &peer.member))
     }
 
-    /// Whether this node knows its cluster: it met another member, has no seeds to meet, or
-    /// waited for them long enough.
+    /// Whether this node knows its cluster, see "Founding" above. Once it does it always
+    /// will.
     pub fn joined(&self) -> bool {
-        self.met
-            || self.seeds.is_empty()
-            || self.now_ms.saturating_sub(self.started_ms) >= self.config.join_timeout_ms
+        self.joined
+    }
+
+    /// How many of the seeds are alive, and how many there are.
+    pub fn seeds_met(&self) -> (usize, usize) {
+        let met = self.seeds.iter().filter(|seed| self.is_met(seed)).count();
+        (met, self.seeds.len())
     }
 
     /// Grows with every change of a member.

@@ -40,7 +40,6 @@ impl Membership {
                 if peer.member.incarnation == incarnation && peer.member.identity == *from =>
             {
                 peer.silent_since_ms = self.now_ms;
-                self.met = true;
                 true
             }
             _ => false,

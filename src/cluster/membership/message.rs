@@ -22,6 +22,8 @@ pub struct Message {
     pub from: Identity,
     /// The sender's incarnation.
     pub incarnation: u64,
+    /// Whether the sender knows its cluster.
+    pub joined: bool,
     /// What it wants or answers.
     pub kind: Kind,
     /// News that ride along.
@@ -70,7 +72,7 @@ impl std::error::Error for Malformed {}
 /// The binary form. All numbers are little endian, a text is behind its length:
 ///
 /// ```text
-/// message   version u8 = 1, kind u8, from identity, incarnation u64,
+/// message   version u8 = 1, kind u8, joined u8, from identity, incarnation u64,
 ///           [target text (ping request, indirect ack), incarnation u64 (indirect ack)],
 ///           count u16, update ×count
 /// update    identity, state u8, incarnation u64
@@ -81,7 +83,7 @@ impl Message {
     /// Appends the message. Texts longer than allowed, which settings refuse, give a message
     /// that every receiver refuses; updates beyond [`UPDATES_MAX`] are left out.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend([FORMAT, self.kind.code()]);
+        out.extend([FORMAT, self.kind.code(), u8::from(self.joined)]);
         self.from.encode(out);
         out.extend(self.incarnation.to_le_bytes());
         match &self.kind {
@@ -111,6 +113,7 @@ impl Message {
             return Err(Malformed);
         }
         let code = reader.u8()?;
+        let joined = reader.flag()?;
         let from = reader.identity()?;
         let incarnation = reader.u64()?;
         let kind = reader.kind(code)?;
@@ -126,6 +129,7 @@ impl Message {
             Ok(Self {
                 from,
                 incarnation,
+                joined,
                 kind,
                 updates,
             })
@@ -204,6 +208,14 @@ impl<'a> Reader<'a> {
 
     fn u8(&mut self) -> Result<u8, Malformed> {
         self.array().map(u8::from_le_bytes)
+    }
+
+    fn flag(&mut self) -> Result<bool, Malformed> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed),
+        }
     }
 
     fn u16(&mut self) -> Result<u16, Malformed> {

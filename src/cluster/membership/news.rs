@@ -4,15 +4,15 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::{
-    ACTIONS_MAX, Action, Kind, Membership, Message, PIGGYBACK_MAX, STRANGER_HEARTBEATS, Seed,
-    State, Update,
+    ACTIONS_MAX, Action, Kind, Member, Membership, Message, PIGGYBACK_MAX, STRANGER_HEARTBEATS,
+    Seed, State, Update,
 };
 use crate::cluster::rng::Rng;
 
 impl Membership {
     pub(super) fn knock_at_seeds(&mut self, rng: &mut Rng) {
         let alone = !self.others.values().any(|peer| peer.member.placed);
-        let all = alone || !self.joined();
+        let all = alone || !self.joined;
         if !all && self.now_ms < self.next_strangers_ms {
             return;
         }
@@ -33,14 +33,41 @@ impl Membership {
     }
 
     pub(super) fn is_stranger(&self, seed: &Seed) -> bool {
-        !self
-            .others
-            .values()
-            .filter(|peer| peer.member.placed)
-            .any(|peer| {
-                let identity = &peer.member.identity;
-                identity.peer_address == seed.address || seed.id.as_ref() == Some(&identity.id)
-            })
+        !self.knows(seed, State::is_placed)
+    }
+
+    pub(super) fn is_met(&self, seed: &Seed) -> bool {
+        self.knows(seed, |state| state == State::Alive)
+    }
+
+    fn knows(&self, seed: &Seed, in_state: impl Fn(State) -> bool) -> bool {
+        let mut members = self.others.values().map(|peer| &peer.member);
+        members.any(
+            |Member {
+                 identity, state, ..
+             }| {
+                in_state(*state)
+                    && (identity.peer_address == seed.address
+                        || seed.id.as_ref() == Some(&identity.id))
+            },
+        )
+    }
+
+    /// Whether this node may take those it has met for its cluster: all seeds, or after a
+    /// while most of those that have ids.
+    pub(super) fn look_for_cluster(&mut self) {
+        if self.joined {
+            return;
+        }
+        let (met, seeds) = self.seeds_met();
+        let waited_ms = self.now_ms.saturating_sub(self.started_ms);
+        self.joined = met == seeds || waited_ms >= self.config.join_timeout_ms && self.met_most();
+    }
+
+    fn met_most(&self) -> bool {
+        let named = || self.seeds.iter().filter(|seed| seed.id.is_some());
+        let met = named().filter(|seed| self.is_met(seed)).count();
+        (met + 1) * 2 > named().count() + 1
     }
 
     pub(super) fn gossip(&mut self, rng: &mut Rng) {
@@ -123,6 +150,7 @@ impl Membership {
         Message {
             from: self.me.identity.clone(),
             incarnation: self.me.incarnation,
+            joined: self.joined,
             kind,
             updates,
         }

@@ -35,9 +35,13 @@ fn identity_at(id: &str, address: &str) -> Identity {
     }
 }
 
-fn seed(address: &str) -> Seed {
+/// `address`, or `id@address`.
+fn seed(text: &str) -> Seed {
+    let (id, address) = text
+        .rsplit_once('@')
+        .map_or((None, text), |(id, address)| (Some(arc(id)), address));
     Seed {
-        id: None,
+        id,
         address: arc(address),
     }
 }
@@ -244,6 +248,7 @@ fn ping(from: Identity, incarnation: u64) -> Message {
     Message {
         from,
         incarnation,
+        joined: true,
         kind: Kind::Ping,
         updates: Vec::new(),
     }
@@ -359,6 +364,82 @@ fn a_node_whose_seeds_are_silent_joins_alone_after_the_timeout_and_goes_on_knock
     net.start(CONFIG, identity("n1"), &[]);
     net.run(3 * HEARTBEAT_MS / 2);
     assert!(net.all_alive(2));
+}
+
+/// Seeds of a cluster of `count` nodes, each with its id.
+fn named_seeds(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("n{n}@n{n}:7000")).collect()
+}
+
+fn start_named(net: &mut Net, index: usize, seeds: &[String]) {
+    let seeds: Vec<&str> = seeds.iter().map(String::as_str).collect();
+    net.start(CONFIG, identity(&format!("n{index}")), &seeds);
+}
+
+#[test]
+fn nodes_that_start_together_know_their_cluster_once_all_are_there() {
+    let (mut net, seeds) = (Net::new(1), named_seeds(5));
+    for index in 0..4 {
+        start_named(&mut net, index, &seeds);
+    }
+    net.run(2 * HEARTBEAT_MS);
+    assert!((0..4).all(|index| !net.machine(index).joined()));
+    assert_eq!(net.machine(0).seeds_met(), (3, 4));
+    start_named(&mut net, 4, &seeds);
+    net.run_until(3 * HEARTBEAT_MS / 2, |net| {
+        (0..5).all(|index| net.machine(index).joined())
+    });
+    assert!(net.all_alive(5));
+}
+
+#[test]
+fn most_of_the_named_seeds_found_a_cluster_after_the_timeout_and_fewer_never_do() {
+    for (present, founds) in [(3, true), (2, false)] {
+        let (mut net, seeds) = (Net::new(1), named_seeds(5));
+        for index in 0..present {
+            start_named(&mut net, index, &seeds);
+        }
+        net.run(CONFIG.join_timeout_ms - HEARTBEAT_MS);
+        assert!((0..present).all(|index| !net.machine(index).joined()));
+        net.run(10 * HEARTBEAT_MS);
+        assert!((0..present).all(|index| net.machine(index).joined() == founds));
+    }
+}
+
+#[test]
+fn a_restarted_node_knows_its_cluster_when_one_that_does_has_told_it_of_all() {
+    let (mut net, seeds) = (Net::new(1), named_seeds(5));
+    for index in 0..5 {
+        start_named(&mut net, index, &seeds);
+    }
+    net.run(3 * HEARTBEAT_MS);
+    net.crash(0);
+    let mut back = Membership::new(
+        CONFIG,
+        identity("n0"),
+        net.now_ms,
+        seeds.iter().map(|text| seed(text)).collect(),
+        net.now_ms,
+    );
+    // A ping tells of its sender only.
+    let rng = &mut Rng::new(1);
+    back.receive(net.now_ms, rng, ping(identity("n1"), START_MS));
+    assert!(!back.joined());
+    let everything = net.machine(1).compose_everything(Kind::Gossip);
+    // Neither does one that looks for its cluster itself know all.
+    let unsure = Message {
+        joined: false,
+        ..everything.clone()
+    };
+    let few = Message {
+        updates: Vec::new(),
+        ..unsure
+    };
+    back.receive(net.now_ms, rng, few);
+    assert!(!back.joined());
+    back.receive(net.now_ms, rng, everything);
+    assert!(back.joined());
+    assert_eq!(back.members().count(), 5);
 }
 
 #[test]
@@ -1118,13 +1199,14 @@ fn any_kind() -> impl Strategy<Value = Kind> {
 fn any_message() -> impl Strategy<Value = Message> {
     (
         any_identity(),
-        any::<u64>(),
+        any::<(u64, bool)>(),
         any_kind(),
         prop::collection::vec(any_update(), 0..20),
     )
-        .prop_map(|(from, incarnation, kind, updates)| Message {
+        .prop_map(|(from, (incarnation, joined), kind, updates)| Message {
             from,
             incarnation,
+            joined,
             kind,
             updates,
         })
@@ -1218,7 +1300,7 @@ fn lengths_out_of_bounds_are_malformed() {
 #[test]
 fn another_format_text_that_is_no_utf8_and_too_many_updates_are_malformed() {
     let good = encoded(&ping(identity("a"), 1));
-    for (place, byte) in [(0, 2), (1, 0), (1, 99), (4, 0xFF)] {
+    for (place, byte) in [(0, 2), (1, 0), (1, 99), (2, 2), (5, 0xFF)] {
         let mut bytes = good.clone();
         bytes[place] = byte;
         assert_eq!(Message::decode(&bytes), Err(Malformed));
