@@ -8,6 +8,9 @@
 //! number. [`HybridClock`] promises: each stamp is greater than every stamp it
 //! gave and every version it observed, and the clock is never ahead of the wall
 //! by more than the writes (or the accepted skew of peers) pushed it.
+//!
+//! [`SteadyClock`] is for what takes time (timeouts, intervals) as opposed to what
+//! happens at a time: the wall may step.
 
 /// Milliseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,17 +91,30 @@ impl Origin {
 /// Stamps versions for one core.
 ///
 /// The core that owns a partition stamps all its writes, so no two stamps of one
-/// key on one node are ever equal, and cores need not share this clock.
-#[derive(Debug, Default)]
+/// key on one node are ever equal, and cores need not share this clock. Nodes begin
+/// to count at different places within a millisecond: two that write one key in the
+/// same one seldom stamp the same version.
+#[derive(Debug)]
 pub struct HybridClock {
     last: Version,
+    /// Where the counter begins in each millisecond.
+    first: u64,
 }
 
 impl HybridClock {
+    /// The clock of a node: the counter begins anywhere in the lower quarter.
+    pub fn new(origin: Origin) -> Self {
+        Self {
+            last: Version::default(),
+            first: u64::from(origin.0 >> BOOT_BITS) % (1 << (COUNTER_BITS - 2)),
+        }
+    }
+
     /// A version greater than all it gave or observed, and not before `now`.
     #[inline]
     pub fn stamp(&mut self, now: UnixMs) -> Version {
-        self.last = self.last.next().max(Version::at(now));
+        let first = Version((Version::at(now).0 + self.first).min(Version::MAX.0));
+        self.last = self.last.next().max(first);
         self.last
     }
 
@@ -108,13 +124,88 @@ impl HybridClock {
     }
 }
 
+/// Milliseconds that have passed, by a [`SteadyClock`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SteadyMs(pub u64);
+
+impl SteadyMs {
+    /// The time after `ms` milliseconds more.
+    #[must_use]
+    pub fn later(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
+    /// How long ago `earlier` was.
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Time that passes evenly, made of readings of the wall clock. Steps of the wall back
+/// count for nothing and leaps for `step_max_ms`: neither a corrected clock nor a
+/// process that was stopped makes every timeout run out at once, or none.
+#[derive(Clone, Debug)]
+pub struct SteadyClock {
+    told: UnixMs,
+    passed: SteadyMs,
+    step_max_ms: u64,
+}
+
+impl SteadyClock {
+    /// A clock that reads zero at `now`.
+    pub fn new(now: UnixMs, step_max_ms: u64) -> Self {
+        Self {
+            told: now,
+            passed: SteadyMs(0),
+            step_max_ms,
+        }
+    }
+
+    /// Moves on to what the wall reads now.
+    pub fn advance(&mut self, now: UnixMs) -> SteadyMs {
+        let passed = now.0.saturating_sub(self.told.0).min(self.step_max_ms);
+        self.told = now;
+        self.passed = self.passed.later(passed);
+        self.passed
+    }
+
+    /// What it read last.
+    #[inline]
+    pub fn now(&self) -> SteadyMs {
+        self.passed
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ORIGIN: Origin = Origin(0x0123_4567);
+
+    #[test]
+    fn steps_back_and_leaps_of_the_wall_do_not_count() {
+        let mut clock = SteadyClock::new(UnixMs(1_000), 100);
+        assert_eq!(clock.advance(UnixMs(1_020)), SteadyMs(20));
+        assert_eq!(clock.advance(UnixMs(500)), SteadyMs(20));
+        assert_eq!(clock.advance(UnixMs(510)), SteadyMs(30));
+        assert_eq!(clock.advance(UnixMs(90_000)), SteadyMs(130));
+    }
+
+    #[test]
+    fn nodes_count_from_different_places_and_never_leave_the_millisecond() {
+        let now = UnixMs(1_800_000_000_123);
+        let stamps = [1, 2, 3].map(|boot| {
+            let id = format!("node-{boot}");
+            HybridClock::new(Origin::of(&id, boot)).stamp(now)
+        });
+        assert!(stamps.iter().all(|stamp| stamp.stamped_at() == now));
+        assert_ne!(stamps[0], stamps[1]);
+        assert_ne!(stamps[1], stamps[2]);
+    }
+
     #[test]
     fn stamps_grow_when_the_wall_stands_still_or_steps_back() {
-        let mut clock = HybridClock::default();
+        let mut clock = HybridClock::new(ORIGIN);
         let first = clock.stamp(UnixMs(1_800_000_000_000));
         let second = clock.stamp(UnixMs(1_800_000_000_000));
         let third = clock.stamp(UnixMs(1_700_000_000_000));
@@ -123,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_stamp_is_greater_than_anything_observed() {
-        let mut clock = HybridClock::default();
+        let mut clock = HybridClock::new(ORIGIN);
         let seen = Version::at(UnixMs(1_900_000_000_000));
         clock.observe(seen);
         assert!(clock.stamp(UnixMs(1_800_000_000_000)) > seen);
@@ -132,7 +223,7 @@ mod tests {
     #[test]
     fn a_version_tells_its_millisecond() {
         let now = UnixMs(1_800_000_000_123);
-        assert_eq!(HybridClock::default().stamp(now).stamped_at(), now);
+        assert_eq!(HybridClock::new(ORIGIN).stamp(now).stamped_at(), now);
     }
 
     #[test]

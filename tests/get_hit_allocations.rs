@@ -88,6 +88,7 @@ fn a_get_hit_allocates_nothing() {
         hint_replay_ms: 1,
         clock_skew_ms_max: 1,
         sync_interval_ms: 1,
+        sync_interval_ms_max: 1_000,
         bootstrap_timeout_ms: 1,
     };
     let local = LocalStore::new(shard.unwrap(), Origin::of("n", 0), 1000);

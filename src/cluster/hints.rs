@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 
 use super::message::{Frames, PeerOp, WriteOp};
 use super::view::NodeIx;
-use crate::clock::{Origin, UnixMs, Version};
+use crate::clock::{Origin, SteadyMs, Version};
 use crate::mutation::{Mutation, planted};
 
 /// How many hints one replay sends.
 pub const REPLAY_BATCH: usize = 256;
 
-/// What a hint costs beyond its write, roughly: two map entries and their key.
+/// What a hint costs beyond its write and the second copy of its key, roughly: two map
+/// entries.
 const OVERHEAD_BYTES: usize = 128;
 
 /// How much may be kept.
@@ -56,7 +57,8 @@ pub struct HintCounters {
 struct Hint {
     version: Version,
     origin: Origin,
-    added_at: UnixMs,
+    added_at: SteadyMs,
+    key_len: usize,
     /// A frame's format byte and the one write.
     encoded: Vec<u8>,
 }
@@ -71,7 +73,7 @@ impl Hint {
     }
 
     fn charge(&self) -> usize {
-        self.encoded.len() + OVERHEAD_BYTES
+        self.encoded.len() + self.key_len + OVERHEAD_BYTES
     }
 }
 
@@ -81,6 +83,8 @@ struct NodeHints {
     hints: BTreeMap<u64, Hint>,
     by_key: BTreeMap<Vec<u8>, u64>,
     bytes: usize,
+    /// Whether a write that the node did not take is kept here no more.
+    lost_any: bool,
 }
 
 impl NodeHints {
@@ -146,7 +150,7 @@ impl Hints {
     }
 
     /// Keeps a write for a node.
-    pub fn add(&mut self, node: NodeIx, write: &WriteOp<'_>, now: UnixMs) {
+    pub fn add(&mut self, node: NodeIx, write: &WriteOp<'_>, now: SteadyMs) {
         if planted(Mutation::SkipHints) {
             return;
         }
@@ -173,6 +177,7 @@ impl Hints {
             version: write.version,
             origin: write.origin,
             added_at: now,
+            key_len: write.key.len(),
             encoded,
         };
         let charge = hint.charge();
@@ -180,10 +185,12 @@ impl Hints {
             || kept.bytes + charge > self.limits.per_node_bytes
         {
             self.counters.dropped += 1;
+            kept.lost_any = true;
             return;
         }
         if self.count >= self.limits.total || self.bytes + charge > self.limits.total_bytes {
             self.counters.global_dropped += 1;
+            kept.lost_any = true;
             return;
         }
         kept.by_key.insert(write.key.to_vec(), self.next_number);
@@ -230,20 +237,30 @@ impl Hints {
     }
 
     /// Drops hints that have outlived their time, `steps_max` at most.
-    pub fn expire(&mut self, now: UnixMs, steps_max: usize) {
+    pub fn expire(&mut self, now: SteadyMs, steps_max: usize) {
         for index in 0..self.nodes.len() {
             for _ in 0..steps_max {
                 let oldest = self.nodes[index].hints.first_key_value();
                 let Some((&number, hint)) = oldest else {
                     break;
                 };
-                if now.0.saturating_sub(hint.added_at.0) < self.limits.ttl_ms {
+                if now.since(hint.added_at) < self.limits.ttl_ms {
                     break;
                 }
                 self.forget(NodeIx(index as u16), number);
+                self.nodes[index].lost_any = true;
                 self.counters.expired += 1;
             }
         }
+    }
+
+    /// Tells once of each node for which hints were lost to a bound or to their age: only
+    /// comparing replicas can bring it what it missed.
+    pub fn take_lost(&mut self) -> impl Iterator<Item = NodeIx> {
+        let nodes = self.nodes.iter_mut().enumerate();
+        nodes.filter_map(|(index, node)| {
+            std::mem::take(&mut node.lost_any).then_some(NodeIx(index as u16))
+        })
     }
 
     fn forget(&mut self, node: NodeIx, number: u64) -> bool {
@@ -296,7 +313,7 @@ mod tests {
     fn the_newest_write_of_a_key_is_kept_whatever_the_order() {
         let mut hints = Hints::new(LIMITS);
         for version in [2, 5, 3] {
-            hints.add(A, &write(b"k", version), UnixMs(0));
+            hints.add(A, &write(b"k", version), SteadyMs(0));
         }
         assert_eq!(kept(&hints, A), [(b"k".to_vec(), 5)]);
         assert_eq!(hints.len(), 1);
@@ -305,22 +322,24 @@ mod tests {
     #[test]
     fn a_hint_older_than_its_ttl_is_dropped_and_counted() {
         let mut hints = Hints::new(LIMITS);
-        hints.add(A, &write(b"old", 1), UnixMs(0));
-        hints.add(A, &write(b"young", 1), UnixMs(500));
-        hints.expire(UnixMs(1_000), 10);
+        hints.add(A, &write(b"old", 1), SteadyMs(0));
+        hints.add(A, &write(b"young", 1), SteadyMs(500));
+        hints.expire(SteadyMs(1_000), 10);
         assert_eq!(kept(&hints, A), [(b"young".to_vec(), 1)]);
         assert_eq!(hints.counters().expired, 1);
+        assert_eq!(hints.take_lost().collect::<Vec<_>>(), [A]);
+        assert_eq!(hints.take_lost().count(), 0);
     }
 
     #[test]
     fn caps_of_one_node_and_of_all_hold_and_are_counted_apart() {
         let mut hints = Hints::new(LIMITS);
         for key in [b"a", b"b", b"c", b"d"] {
-            hints.add(A, &write(key, 1), UnixMs(0));
+            hints.add(A, &write(key, 1), SteadyMs(0));
         }
         assert_eq!((hints.len(), hints.counters().dropped), (3, 1));
-        hints.add(B, &write(b"a", 1), UnixMs(0));
-        hints.add(B, &write(b"b", 1), UnixMs(0));
+        hints.add(B, &write(b"a", 1), SteadyMs(0));
+        hints.add(B, &write(b"b", 1), SteadyMs(0));
         assert_eq!((hints.len(), hints.counters().global_dropped), (4, 1));
         hints.forget_node(A);
         hints.forget_node(B);
@@ -336,7 +355,7 @@ mod tests {
                 value: Some(&value),
                 ..write(key, 1)
             };
-            hints.add(A, &write, UnixMs(0));
+            hints.add(A, &write, SteadyMs(0));
         }
         assert_eq!((hints.len(), hints.counters().dropped), (1, 1));
         assert!(hints.bytes() <= LIMITS.per_node_bytes);
@@ -345,9 +364,9 @@ mod tests {
     #[test]
     fn a_hint_that_was_replaced_meanwhile_is_not_forgotten() {
         let mut hints = Hints::new(LIMITS);
-        hints.add(A, &write(b"k", 1), UnixMs(0));
+        hints.add(A, &write(b"k", 1), SteadyMs(0));
         let (number, _) = hints.oldest(A).next().unwrap();
-        hints.add(A, &write(b"k", 2), UnixMs(0));
+        hints.add(A, &write(b"k", 2), SteadyMs(0));
         hints.replayed(A, number);
         assert_eq!(kept(&hints, A), [(b"k".to_vec(), 2)]);
         assert_eq!(hints.counters().replayed, 0);

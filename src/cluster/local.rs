@@ -19,7 +19,7 @@ impl LocalStore {
     pub fn new(shard: Shard, origin: Origin, tombstone_ttl_ms: u64) -> Self {
         Self {
             shard,
-            clock: HybridClock::default(),
+            clock: HybridClock::new(origin),
             origin,
             tombstone_ttl_ms,
         }

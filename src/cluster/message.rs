@@ -145,6 +145,7 @@ const TOMBSTONE: u8 = 1;
 const EXPIRES: u8 = 2;
 const HOLDING: u8 = 4;
 const WITH_VALUE: u8 = 8;
+const MORE: u8 = 16;
 
 /// Why an operation was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +158,11 @@ pub enum Refusal {
     Skewed,
     /// The receiver does not know this kind of operation.
     Unknown,
+    /// The receiver does not know its cluster yet.
+    NotJoined,
+    /// The answers to one frame have become too many, or too long to work out: ask
+    /// again in another. The first operation of a frame is never answered so.
+    Later,
 }
 
 impl Refusal {
@@ -166,6 +172,8 @@ impl Refusal {
             Self::TooLarge => 2,
             Self::Skewed => 3,
             Self::Unknown => 4,
+            Self::NotJoined => 5,
+            Self::Later => 6,
         }
     }
 
@@ -174,6 +182,8 @@ impl Refusal {
             1 => Self::NotOwner,
             2 => Self::TooLarge,
             3 => Self::Skewed,
+            5 => Self::NotJoined,
+            6 => Self::Later,
             _ => Self::Unknown,
         }
     }
@@ -232,11 +242,21 @@ pub enum Answer<'a> {
         held: Option<Held<'a>>,
     },
     /// The digests agree.
-    Same,
-    /// They do not; here are the receiver's leaves.
-    Differs(Leaves<'a>),
+    Same {
+        /// Whether the receiver holds the whole partition.
+        holding: bool,
+    },
+    /// They do not.
+    Differs {
+        /// Whether the receiver holds the whole partition.
+        holding: bool,
+        /// The digests of its leaves.
+        leaves: Leaves<'a>,
+    },
     /// The answer to an exchange.
     Exchanged {
+        /// Whether the receiver holds the whole partition.
+        holding: bool,
         /// Whether newer items were left out for want of room.
         more: bool,
         /// Hashes of keys the receiver would like to have.
@@ -251,15 +271,23 @@ pub enum Answer<'a> {
 pub struct Leaves<'a>(&'a [u8]);
 
 impl Leaves<'_> {
-    /// The leaves in which these digests are not the given ones, as bits.
-    pub fn differing(self, own: &[Digest; LEAVES]) -> u64 {
+    /// A copy, to compare with later.
+    pub fn to_digests(self) -> Box<[Digest; LEAVES]> {
+        let mut digests = Box::new([Digest::default(); LEAVES]);
         let theirs = self.0.chunks_exact(8).map(|chunk| Reader(chunk).u64());
-        theirs
-            .zip(own)
-            .enumerate()
-            .filter(|(_, (theirs, own))| *theirs != Ok(own.0))
-            .fold(0, |bits, (leaf, _)| bits | 1 << leaf)
+        for (digest, theirs) in digests.iter_mut().zip(theirs) {
+            *digest = Digest(theirs.unwrap_or_default());
+        }
+        digests
     }
+}
+
+/// The leaves in which two digests of one partition are not the same, as bits.
+pub fn differing(one: &[Digest; LEAVES], other: &[Digest; LEAVES]) -> u64 {
+    let pairs = one.iter().zip(other).enumerate();
+    pairs
+        .filter(|(_, (one, other))| one != other)
+        .fold(0, |bits, (leaf, _)| bits | 1 << leaf)
 }
 
 /// Hashes of keys, as they stand in an answer.
@@ -440,18 +468,25 @@ const DIFFERS: u8 = 6;
 const EXCHANGED: u8 = 7;
 
 /// Appends the digests of all leaves as an answer.
-pub fn put_differs(out: &mut Vec<u8>, leaves: &[Digest; LEAVES]) {
-    put_length(out, 1 + 8 * LEAVES);
-    out.push(DIFFERS);
+pub fn put_differs(out: &mut Vec<u8>, holding: bool, leaves: &[Digest; LEAVES]) {
+    put_length(out, 2 + 8 * LEAVES);
+    out.extend_from_slice(&[DIFFERS, holding_flag(holding)]);
     for leaf in leaves {
         out.extend_from_slice(&leaf.0.to_le_bytes());
     }
 }
 
 /// Appends the answer to an exchange; `items` holds encoded writes.
-pub fn put_exchanged(out: &mut Vec<u8>, more: bool, wanted: &[KeyHash], items: &[u8]) {
+pub fn put_exchanged(
+    out: &mut Vec<u8>,
+    holding: bool,
+    more: bool,
+    wanted: &[KeyHash],
+    items: &[u8],
+) {
     put_length(out, 6 + 8 * wanted.len() + items.len());
-    out.extend_from_slice(&[EXCHANGED, u8::from(more)]);
+    let more = if more { MORE } else { 0 };
+    out.extend_from_slice(&[EXCHANGED, holding_flag(holding) | more]);
     out.extend_from_slice(&(wanted.len() as u32).to_le_bytes());
     for hash in wanted {
         out.extend_from_slice(&hash.0.to_le_bytes());
@@ -466,7 +501,9 @@ impl<'a> Answer<'a> {
             Self::Stored { holding } => {
                 out.extend_from_slice(&[2, STORED, holding_flag(*holding)]);
             }
-            Self::Same => out.extend_from_slice(&[1, SAME]),
+            Self::Same { holding } => {
+                out.extend_from_slice(&[2, SAME, holding_flag(*holding)]);
+            }
             Self::Stale {
                 holding,
                 version,
@@ -503,18 +540,19 @@ impl<'a> Answer<'a> {
                 }
                 out.extend_from_slice(value);
             }
-            Self::Differs(leaves) => {
-                put_length(out, 1 + leaves.0.len());
-                out.push(DIFFERS);
+            Self::Differs { holding, leaves } => {
+                put_length(out, 2 + leaves.0.len());
+                out.extend_from_slice(&[DIFFERS, holding_flag(*holding)]);
                 out.extend_from_slice(leaves.0);
             }
             Self::Exchanged {
+                holding,
                 more,
                 wanted,
                 items,
             } => {
                 let wanted: Vec<KeyHash> = wanted.iter().collect();
-                put_exchanged(out, *more, &wanted, items.0);
+                put_exchanged(out, *holding, *more, &wanted, items.0);
             }
         }
     }
@@ -530,7 +568,9 @@ impl<'a> Answer<'a> {
             STORED => Ok(Self::Stored {
                 holding: reader.holding()?,
             }),
-            SAME => Ok(Self::Same),
+            SAME => Ok(Self::Same {
+                holding: reader.holding()?,
+            }),
             STALE => Ok(Self::Stale {
                 holding: reader.holding()?,
                 version: reader.version()?,
@@ -564,13 +604,19 @@ impl<'a> Answer<'a> {
                     held: Some(held),
                 })
             }
-            DIFFERS if reader.0.len() == 8 * LEAVES => Ok(Self::Differs(Leaves(reader.0))),
+            DIFFERS => {
+                let holding = reader.holding()?;
+                let leaves = Leaves(reader.take(8 * LEAVES)?);
+                reader.end()?;
+                Ok(Self::Differs { holding, leaves })
+            }
             EXCHANGED => {
-                let more = reader.u8()? != 0;
+                let flags = reader.u8()?;
                 let count = reader.u32()? as usize;
                 let wanted = reader.take(count.checked_mul(8).ok_or(Malformed)?)?;
                 Ok(Self::Exchanged {
-                    more,
+                    holding: flags & HOLDING != 0,
+                    more: flags & MORE != 0,
                     wanted: Hashes(wanted),
                     items: Items(reader.0),
                 })
@@ -856,13 +902,19 @@ mod tests {
         let answers = [
             Answer::Stored { holding: true },
             Answer::Stored { holding: false },
-            Answer::Same,
+            Answer::Same { holding: true },
+            Answer::Same { holding: false },
             Answer::Stale {
                 holding: false,
                 version,
                 origin,
             },
+            Answer::Refused(Refusal::NotOwner),
+            Answer::Refused(Refusal::TooLarge),
             Answer::Refused(Refusal::Skewed),
+            Answer::Refused(Refusal::Unknown),
+            Answer::Refused(Refusal::NotJoined),
+            Answer::Refused(Refusal::Later),
             Answer::Read {
                 holding: true,
                 held: None,
@@ -903,9 +955,10 @@ mod tests {
         let mut items = Vec::new();
         write.encode(&mut items);
         let mut bytes = vec![FORMAT];
-        put_exchanged(&mut bytes, true, &[KeyHash(8)], &items);
+        put_exchanged(&mut bytes, false, true, &[KeyHash(8)], &items);
         let body = Frames::new(&bytes).unwrap().next().unwrap().unwrap();
         let Answer::Exchanged {
+            holding,
             more,
             wanted,
             items,
@@ -913,7 +966,7 @@ mod tests {
         else {
             panic!("another answer")
         };
-        assert!(more);
+        assert!(more && !holding);
         assert_eq!(wanted.iter().collect::<Vec<_>>(), [KeyHash(8)]);
         assert_eq!(items.iter().collect::<Vec<_>>(), [write]);
     }
@@ -922,13 +975,14 @@ mod tests {
     fn leaves_that_differ_are_named() {
         let mut own = [Digest(0); LEAVES];
         let mut bytes = vec![FORMAT];
-        put_differs(&mut bytes, &own);
+        put_differs(&mut bytes, true, &own);
         own[3] = Digest(1);
         own[63] = Digest(2);
         let body = Frames::new(&bytes).unwrap().next().unwrap().unwrap();
-        let Answer::Differs(leaves) = Answer::decode(body).unwrap() else {
+        let Answer::Differs { holding, leaves } = Answer::decode(body).unwrap() else {
             panic!("another answer")
         };
-        assert_eq!(leaves.differing(&own), 1 << 3 | 1 << 63);
+        assert!(holding);
+        assert_eq!(differing(&leaves.to_digests(), &own), 1 << 3 | 1 << 63);
     }
 }

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 
 use super::message::{FORMAT, Frames, PeerOp};
 use super::rng::Rng;
-use crate::clock::UnixMs;
+use crate::clock::SteadyMs;
 
 /// A frame is closed once it has so many bytes; one operation may go beyond.
 const FRAME_BYTES: usize = 1 << 20;
@@ -85,7 +85,7 @@ impl<C> Frame<C> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Up,
-    Down { retry_at: UnixMs },
+    Down { retry_at: SteadyMs },
 }
 
 /// The operations on their way to one peer.
@@ -155,7 +155,7 @@ impl<C> Outbox<C> {
     }
 
     /// The next frame to send, with its number; nothing while one is in flight.
-    pub fn poll(&mut self, now: UnixMs) -> Option<(u64, &[u8])> {
+    pub fn poll(&mut self, now: SteadyMs) -> Option<(u64, &[u8])> {
         if self.in_flight.is_some() {
             return None;
         }
@@ -176,7 +176,7 @@ impl<C> Outbox<C> {
     }
 
     /// When [`Outbox::poll`] may have something although nothing was pushed.
-    pub fn retry_at(&self) -> Option<UnixMs> {
+    pub fn retry_at(&self) -> Option<SteadyMs> {
         match self.state {
             State::Down { retry_at } if self.in_flight.is_none() => Some(retry_at),
             _ => None,
@@ -196,7 +196,7 @@ impl<C> Outbox<C> {
     }
 
     /// The frame in flight failed: hands back it and all that waited, to fail too.
-    pub fn failed(&mut self, sequence: u64, now: UnixMs, rng: &mut Rng) -> Vec<Frame<C>> {
+    pub fn failed(&mut self, sequence: u64, now: SteadyMs, rng: &mut Rng) -> Vec<Frame<C>> {
         if sequence != self.sequence {
             return Vec::new();
         }
@@ -207,7 +207,7 @@ impl<C> Outbox<C> {
         let jittered = backoff / 2 + rng.below(backoff as usize / 2 + 1) as u64;
         self.failures += 1;
         self.state = State::Down {
-            retry_at: UnixMs(now.0 + jittered),
+            retry_at: now.later(jittered),
         };
         let mut failed = vec![frame];
         failed.extend(self.queue.drain(..));
@@ -222,7 +222,7 @@ impl<C> Outbox<C> {
     }
 
     /// The peer is said to be back: tries it at once.
-    pub fn retry_now(&mut self, now: UnixMs) {
+    pub fn retry_now(&mut self, now: SteadyMs) {
         if let State::Down { retry_at } = &mut self.state {
             *retry_at = now;
             self.failures = 0;
@@ -242,7 +242,7 @@ impl<C> Outbox<C> {
 mod tests {
     use super::*;
 
-    const NOW: UnixMs = UnixMs(1_000);
+    const NOW: SteadyMs = SteadyMs(1_000);
 
     fn read(key: &[u8]) -> PeerOp<'_> {
         PeerOp::Read { key, value: true }
@@ -300,7 +300,7 @@ mod tests {
         assert!(outbox.push(1, &read(b"a")));
         let (old, _) = outbox.poll(NOW).unwrap();
         outbox.failed(old, NOW, &mut rng);
-        let (probe, _) = outbox.poll(UnixMs(NOW.0 + BACKOFF_MS_MAX)).unwrap();
+        let (probe, _) = outbox.poll(SteadyMs(NOW.0 + BACKOFF_MS_MAX)).unwrap();
         assert!(outbox.answered(old).is_none());
         assert!(outbox.failed(old, NOW, &mut rng).is_empty());
         assert!(outbox.answered(probe).is_some());

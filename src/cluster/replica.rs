@@ -1,5 +1,6 @@
 //! What a core answers to the cores of other nodes. Every answer is immediate: a
-//! replica never asks anyone.
+//! replica never asks anyone. What one frame may cost is bounded ([`Budget`]): beyond it
+//! operations are answered [`Refusal::Later`], and asked again in the next frame.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +9,41 @@ use super::message::{
     Answer, Entries, FORMAT, Frames, Held, HeldBody, Malformed, PeerOp, Refusal, WriteOp,
     put_differs, put_exchanged,
 };
-use crate::clock::{UnixMs, Version};
+use crate::clock::UnixMs;
 use crate::hash::{KeyHash, PartitionId};
 use crate::mutation::{Mutation, planted};
 use crate::store::Applied;
 
 /// How many bytes of items one exchange hands over, give or take one item.
 const EXCHANGE_BYTES: usize = 256 << 10;
+
+/// How many bytes the answer to one frame takes, give or take one operation's.
+pub const REPLY_BYTES_MAX: usize = 8 << 20;
+/// How many keys are looked through for one frame, give or take a partition.
+const SCANNED_KEYS_MAX: usize = 16 << 10;
+
+/// What is left of what one frame may cost.
+struct Budget {
+    reply_end: usize,
+    scanned_keys: usize,
+}
+
+impl Budget {
+    fn admits(&self, op: &PeerOp<'_>, reply: &[u8]) -> bool {
+        match op {
+            PeerOp::Write(_) | PeerOp::Apply(_) => true,
+            PeerOp::Read { .. } => reply.len() < self.reply_end,
+            PeerOp::Compare { .. } | PeerOp::Exchange { .. } => {
+                reply.len() < self.reply_end && self.scanned_keys > 0
+            }
+        }
+    }
+
+    fn charge_keys(&mut self, keys: usize) {
+        // Looking at a partition costs something even when it is empty.
+        self.scanned_keys = self.scanned_keys.saturating_sub(keys + 1);
+    }
+}
 
 impl Coordinator {
     /// Carries out a frame whose operations are all this core's, and appends the
@@ -29,47 +58,72 @@ impl Coordinator {
         now: UnixMs,
         reply: &mut Vec<u8>,
     ) -> Result<(), Malformed> {
+        let mut budget = Budget {
+            reply_end: reply.len() + REPLY_BYTES_MAX,
+            scanned_keys: SCANNED_KEYS_MAX,
+        };
         reply.push(FORMAT);
         for body in Frames::new(frame)? {
             let body = body?;
             self.counters.peer_operations_served += 1;
             match PeerOp::decode(body) {
-                Ok(op) => self.serve_one(&op, now, reply),
+                Ok(op) if budget.admits(&op, reply) => {
+                    self.serve_one(&op, &mut budget, now, reply);
+                }
+                Ok(_) => Answer::Refused(Refusal::Later).encode(reply),
                 Err(Malformed) => Answer::Refused(Refusal::Unknown).encode(reply),
             }
         }
         Ok(())
     }
 
-    fn serve_one(&mut self, op: &PeerOp<'_>, now: UnixMs, reply: &mut Vec<u8>) {
+    fn serve_one(
+        &mut self,
+        op: &PeerOp<'_>,
+        budget: &mut Budget,
+        now: UnixMs,
+        reply: &mut Vec<u8>,
+    ) {
         let partition = op.partition();
-        if partition.core(self.config.cores) != self.config.core
-            || !self.view.joined()
-            || !self.view.owns(partition)
-        {
-            Answer::Refused(Refusal::NotOwner).encode(reply);
+        if let Some(refusal) = self.refusal(partition) {
+            Answer::Refused(refusal).encode(reply);
             return;
         }
-        match op {
-            PeerOp::Write(write) => self.serve_write(write, now).encode(reply),
+        let holding = self.sync.holds(partition);
+        match *op {
+            PeerOp::Write(write) => self.serve_write(&write, now).encode(reply),
             PeerOp::Apply(write) => {
-                self.take_in(KeyHash::of(write.key), write, now)
-                    .encode(reply);
+                let hash = KeyHash::of(write.key);
+                self.take_in(hash, &write, now).encode(reply);
             }
-            PeerOp::Read { key, value } => self.serve_read(key, *value, now, reply),
+            PeerOp::Read { key, value } => self.serve_read(key, value, now, reply),
             PeerOp::Compare { partition, digest } => {
-                if self.local.shard().digest(*partition) == *digest {
-                    Answer::Same.encode(reply);
+                if self.local.shard().digest(partition) == digest {
+                    Answer::Same { holding }.encode(reply);
                 } else {
-                    put_differs(reply, &self.leaf_digests(*partition, now));
+                    let (leaves, keys) = self.leaf_digests(partition, now);
+                    budget.charge_keys(keys);
+                    put_differs(reply, holding, &leaves);
                 }
             }
             PeerOp::Exchange {
                 partition,
                 leaves,
                 entries,
-            } => self.serve_exchange(*partition, *leaves, *entries, now, reply),
+            } => {
+                let keys = self.serve_exchange(partition, leaves, entries, now, reply);
+                budget.charge_keys(keys);
+            }
         }
+    }
+
+    /// Why nothing of a partition is served here, if that is so.
+    fn refusal(&self, partition: PartitionId) -> Option<Refusal> {
+        if !self.view.joined() {
+            return Some(Refusal::NotJoined);
+        }
+        let is_here = partition.core(self.config.cores) == self.config.core;
+        (!is_here || !self.view.owns(partition)).then_some(Refusal::NotOwner)
     }
 
     fn serve_write(&mut self, write: &WriteOp<'_>, now: UnixMs) -> Answer<'static> {
@@ -110,7 +164,7 @@ impl Coordinator {
             origin,
             ..
         } = *write;
-        if version > Version::at(now).later(self.config.clock_skew_ms_max) {
+        if version > self.newest_credible(now) {
             self.counters.clock_skew_refused += 1;
             return Answer::Refused(Refusal::Skewed);
         }
@@ -163,6 +217,7 @@ impl Coordinator {
         Answer::Read { holding, held }.encode(reply);
     }
 
+    /// Returns how many keys were looked through.
     fn serve_exchange(
         &self,
         partition: PartitionId,
@@ -170,7 +225,7 @@ impl Coordinator {
         entries: Entries<'_>,
         now: UnixMs,
         reply: &mut Vec<u8>,
-    ) {
+    ) -> usize {
         let mut theirs: BTreeMap<KeyHash, _> = entries
             .iter()
             .map(|entry| (entry.hash, (entry.version, entry.origin)))
@@ -178,7 +233,7 @@ impl Coordinator {
         let mut wanted = Vec::new();
         let mut items = Vec::new();
         let mut more = false;
-        self.for_each_entry(partition, leaves, now, |key, entry, resident| {
+        let keys = self.for_each_entry(partition, leaves, now, |key, entry, resident| {
             let known = theirs.remove(&entry.hash);
             let own = (entry.version, entry.origin);
             if known > Some(own) {
@@ -205,6 +260,8 @@ impl Coordinator {
             }
         });
         wanted.extend(theirs.into_keys());
-        put_exchanged(reply, more, &wanted, &items);
+        let holding = self.sync.holds(partition);
+        put_exchanged(reply, holding, more, &wanted, &items);
+        keys
     }
 }

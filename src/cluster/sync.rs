@@ -1,7 +1,8 @@
 //! Keeping replicas the same: comparison, exchange, and what a node that starts
 //! empty must have seen before its answers count.
 //!
-//! A *session* with one co-owner goes through the partitions both own on this core:
+//! A *session* with one co-owner goes through the partitions both own on this core, those
+//! that are not held yet first:
 //!
 //! ```text
 //!  Compare(digest) ──► Same ─────────────────────────────► in step
@@ -12,45 +13,63 @@
 //!
 //! Each step stands for itself: whatever is lost, late or said twice, the next
 //! session finds what still differs. Items go both ways through last writer wins,
-//! deletes as tombstones; nothing is concluded from absence.
+//! deletes as tombstones; nothing is concluded from absence. So much is under way at a
+//! time ([`COMPARES_MAX`], [`EXCHANGES_MAX`]) that neither core is kept from its clients
+//! for long; a replica that has much to look through says [`Refusal::Later`].
 //!
 //! **Holding.** A node holds a partition when it has every write that was
-//! acknowledged at QUORUM. One that joins or comes back empty does not: it takes
-//! writes (which count) but its reads do not count until it has been in step, since it
-//! came, with so many co-owners that every write quorum had one of them: with n
-//! owners and quorum w that is n - w + 1. If they cannot be reached within
-//! `bootstrap_timeout_ms` it holds the partition all the same, and that is counted.
+//! acknowledged at QUORUM. One that joins, comes back empty or had a cluster of its own
+//! does not: it takes writes, but neither they nor its reads count until it has been in
+//! step, since then, with so many co-owners that hold the partition that every write
+//! quorum had one of them: with n owners and quorum w that is n - w + 1. Being in step
+//! with all co-owners will do as well, holding or not: nobody has more. If they cannot be
+//! reached within `bootstrap_timeout_ms` it holds the partition all the same, and that
+//! is counted.
 //!
-//! The session interval doubles while nothing differs, up to eight times.
+//! **When.** Each co-owner has its own interval, which doubles, up to
+//! [`BACKOFF_MAX`] times, while sessions find nothing to hand over. A session begins at
+//! once with a node that is back and with one for which hints were lost. No interval is
+//! longer than half the life of a tombstone: a delete is known to all before it is
+//! forgotten.
+//!
+//! **Full.** A shard at a bound evicts what it likes: it takes newer versions of what it
+//! has, and nothing else. Two full replicas that hold different items would fill each
+//! other up for ever.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::Consistency;
 use super::coordinator::{Call, Coordinator, Lane};
-use super::message::{Answer, Entry, LEAVES, PeerOp, WriteOp, entries, leaf_of, put_entry};
-use super::view::NodeIx;
-use crate::clock::UnixMs;
+use super::message::{
+    Answer, Entry, LEAVES, PeerOp, Refusal, WriteOp, differing, entries, leaf_of, put_entry,
+};
+use super::view::{NodeIx, View};
+use crate::clock::{SteadyMs, UnixMs};
 use crate::hash::{KeyHash, PARTITION_COUNT, PartitionId};
 use crate::store::{Digest, Resident};
 
+/// Partitions of one session that are being compared at once, or wait to be exchanged.
+pub const COMPARES_MAX: usize = 256;
 /// Exchanges of one session under way at once.
-const EXCHANGES_MAX: usize = 4;
+pub const EXCHANGES_MAX: usize = 4;
 /// How long after a failed session the next one may begin.
 const RETRY_MS: u64 = 200;
-/// How far the interval is stretched while nothing differs.
-const BACKOFF_MAX: u64 = 8;
+/// How far the interval is stretched while there is nothing to hand over.
+pub const BACKOFF_MAX: u64 = 8;
 
 /// What was counted since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SyncCounters {
     /// Sessions that were completed.
     pub syncs: u64,
-    /// Those of them in which nothing differed.
+    /// Those of them in which nothing was handed over.
     pub clean: u64,
     /// Items taken over from co-owners.
     pub keys_pulled: u64,
     /// Items sent to co-owners that wanted them.
     pub keys_pushed: u64,
+    /// Items not taken over because this shard is full.
+    pub keys_left: u64,
     /// Sessions that failed.
     pub failed: u64,
     /// Partitions held because the time was over, not because they were in step.
@@ -61,8 +80,19 @@ pub struct SyncCounters {
 
 #[derive(Debug)]
 struct Missing {
-    since: UnixMs,
-    in_step_with: Vec<NodeIx>,
+    since: SteadyMs,
+    /// The co-owners it was in step with, and whether they held it.
+    in_step_with: Vec<(NodeIx, bool)>,
+}
+
+/// A partition that is not the same at the other node.
+#[derive(Debug)]
+struct Differing {
+    partition: PartitionId,
+    /// The other node's leaves.
+    leaves: Box<[Digest; LEAVES]>,
+    /// Whether the other node holds it.
+    holding: bool,
 }
 
 #[derive(Debug, Default)]
@@ -71,12 +101,19 @@ struct Session {
     number: u32,
     active: bool,
     failed: bool,
-    differed: bool,
+    /// Items that went either way.
+    moved: u64,
+    to_compare: VecDeque<PartitionId>,
     compares_open: usize,
+    differing: VecDeque<Differing>,
     exchanges_open: usize,
-    differing: VecDeque<(PartitionId, u64)>,
-    started: UnixMs,
-    retry_at: UnixMs,
+    started: SteadyMs,
+    /// When the next one begins.
+    due: SteadyMs,
+    /// How far the interval is stretched.
+    backoff: u64,
+    /// Whether the next one is to begin at once.
+    hurried: bool,
 }
 
 /// Repair and bootstrap of one core.
@@ -86,9 +123,6 @@ pub struct SyncState {
     missing: Vec<Option<Missing>>,
     missing_count: usize,
     sessions: Vec<Session>,
-    next_round: UnixMs,
-    backoff: u64,
-    turn: usize,
     counters: SyncCounters,
 }
 
@@ -101,9 +135,6 @@ impl SyncState {
                 .collect(),
             missing_count: 0,
             sessions: Vec::new(),
-            next_round: UnixMs(0),
-            backoff: 1,
-            turn: 0,
             counters: SyncCounters::default(),
         }
     }
@@ -124,9 +155,18 @@ impl SyncState {
         &self.counters
     }
 
-    /// How far the interval is stretched at present.
+    /// How far the intervals are stretched at present, the most of all.
     pub fn backoff(&self) -> u64 {
-        self.backoff
+        let backoffs = self.sessions.iter().map(|session| session.backoff);
+        backoffs.max().unwrap_or(0).max(1)
+    }
+
+    /// Has the next session with a node begin at once.
+    pub(super) fn hurry(&mut self, node: NodeIx) {
+        let session = self.session(node);
+        session.due = SteadyMs(0);
+        session.backoff = 1;
+        session.hurried = true;
     }
 
     fn session(&mut self, node: NodeIx) -> &mut Session {
@@ -138,13 +178,11 @@ impl SyncState {
     }
 
     fn hold(&mut self, partition: PartitionId) {
+        self.disown(partition);
         self.holding[partition.index()] = true;
-        if self.missing[partition.index()].take().is_some() {
-            self.missing_count -= 1;
-        }
     }
 
-    fn lack(&mut self, partition: PartitionId, since: UnixMs) {
+    fn lack(&mut self, partition: PartitionId, since: SteadyMs) {
         self.holding[partition.index()] = false;
         let missing = &mut self.missing[partition.index()];
         if missing.is_none() {
@@ -164,23 +202,34 @@ impl SyncState {
     }
 }
 
-/// With how many co-owners a newcomer among `owners` must be in step.
+/// With how many co-owners that hold it a newcomer among `owners` must be in step.
 fn in_step_needed(owners: usize) -> usize {
     (owners - Consistency::Quorum.needed(owners) + 1).min(owners - 1)
 }
 
 impl Coordinator {
-    pub(super) fn sync_view_changed(&mut self, now: UnixMs) {
-        for partition in PartitionId::all() {
-            if partition.core(self.config.cores) != self.config.core {
-                continue;
-            }
+    fn own_partitions(&self) -> impl Iterator<Item = PartitionId> + use<> {
+        let (core, cores) = (self.config.core, self.config.cores);
+        PartitionId::all().filter(move |partition| partition.core(cores) == core)
+    }
+
+    pub(super) fn sync_view_changed(&mut self, old: &View) {
+        let now = self.steady.now();
+        // What was acknowledged by this node alone is no more than one owner's word now.
+        let no_more_alone = old.joined() && old.solo() && !self.view.solo();
+        let missing_before = self.sync.missing_count;
+        for partition in self.own_partitions() {
             if !self.view.joined() || !self.view.owns(partition) {
                 self.sync.disown(partition);
             } else if self.view.solo() || in_step_needed(self.view.owners(partition).len()) == 0 {
                 self.sync.hold(partition);
-            } else if !self.sync.holds(partition) {
+            } else if no_more_alone || !self.sync.holds(partition) {
                 self.sync.lack(partition, now);
+            }
+        }
+        if self.sync.missing_count > missing_before {
+            for index in 0..self.links.len() {
+                self.sync.hurry(NodeIx(index as u16));
             }
         }
     }
@@ -190,98 +239,55 @@ impl Coordinator {
             return;
         }
         if self.sync.missing_count > 0 {
-            self.bootstrap(now);
+            self.end_overdue_bootstrap();
         }
-        if self.sync.next_round > now {
-            return;
-        }
-        let interval = self.config.sync_interval_ms * self.sync.backoff;
-        let jitter = self.rng.below(interval as usize / 4 + 1) as u64;
-        self.sync.next_round = UnixMs(now.0 + interval + jitter);
-        let count = self.links.len();
-        for _ in 0..count {
-            self.sync.turn = (self.sync.turn + 1) % count;
-            let node = NodeIx(self.sync.turn as u16);
-            if node != self.view.me()
-                && self.view.reachable(node)
-                && !self.sync.session(node).active
-            {
-                self.start_session(node, false, now);
-                if self.sync.session(node).active {
-                    return;
-                }
+        for index in 0..self.links.len() {
+            let node = NodeIx(index as u16);
+            let due = self.steady.now();
+            let session = self.sync.session(node);
+            if !session.active && session.due <= due && self.view.reachable(node) {
+                self.start_session(node, now);
             }
         }
     }
 
-    fn bootstrap(&mut self, now: UnixMs) {
-        for partition in PartitionId::all() {
+    fn end_overdue_bootstrap(&mut self) {
+        let now = self.steady.now();
+        for partition in self.own_partitions() {
             let overdue = self.sync.missing[partition.index()]
                 .as_ref()
                 .is_some_and(|missing| {
-                    now.0.saturating_sub(missing.since.0) >= self.config.bootstrap_timeout_ms
+                    now.since(missing.since) >= self.config.bootstrap_timeout_ms
                 });
             if overdue {
                 self.sync.counters.bootstrap_timeouts += 1;
                 self.sync.hold(partition);
             }
         }
-        for index in 0..self.links.len() {
-            let node = NodeIx(index as u16);
-            let session = self.sync.session(node);
-            if node != self.view.me()
-                && !session.active
-                && session.retry_at <= now
-                && self.view.reachable(node)
-            {
-                self.start_session(node, true, now);
-            }
-        }
     }
 
-    /// Compares the partitions shared with a node: all, or those missing here that
-    /// were not in step with it yet.
-    fn start_session(&mut self, node: NodeIx, only_missing: bool, now: UnixMs) {
-        let mut compares = 0;
-        let mut failed = false;
-        let number = self.sync.session(node).number.wrapping_add(1);
-        let call = Call::Sync { session: number };
-        for partition in PartitionId::all() {
-            if partition.core(self.config.cores) != self.config.core
-                || !self.view.owns(partition)
-                || !self.view.owners(partition).contains(&node)
-            {
-                continue;
-            }
-            if only_missing {
-                let wanted = self.sync.missing[partition.index()]
-                    .as_ref()
-                    .is_some_and(|missing| !missing.in_step_with.contains(&node));
-                if !wanted {
-                    continue;
-                }
-            }
-            let digest = self.local.shard().digest(partition);
-            let op = PeerOp::Compare { partition, digest };
-            if !self.push(node, Lane::Bulk, call, &op) {
-                failed = true;
-                break;
-            }
-            compares += 1;
-        }
+    /// Begins to go through the partitions shared with a node.
+    fn start_session(&mut self, node: NodeIx, now: UnixMs) {
+        let shared = |partition: &PartitionId| {
+            self.view.owns(*partition) && self.view.owners(*partition).contains(&node)
+        };
+        let mut to_compare: VecDeque<_> = self.own_partitions().filter(shared).collect();
+        let is_missing = |partition: &PartitionId| self.sync.missing[partition.index()].is_some();
+        to_compare
+            .make_contiguous()
+            .sort_by_key(|partition| !is_missing(partition));
+        let (steady, interval) = (self.steady.now(), self.config.sync_interval_ms);
         let session = self.sync.session(node);
-        if compares > 0 {
-            *session = Session {
-                number,
-                active: true,
-                failed,
-                compares_open: compares,
-                started: now,
-                ..Session::default()
-            };
-        } else if failed {
-            session.retry_at = UnixMs(now.0 + RETRY_MS);
-        }
+        *session = Session {
+            number: session.number.wrapping_add(1),
+            active: !to_compare.is_empty(),
+            to_compare,
+            started: steady,
+            due: steady.later(interval),
+            backoff: session.backoff.max(1),
+            ..Session::default()
+        };
+        self.go_on(node, now);
     }
 
     pub(super) fn sync_answered(
@@ -296,56 +302,30 @@ impl Coordinator {
         if !session.active || session.number != number {
             return;
         }
-        match (op, answer) {
-            (PeerOp::Compare { partition, .. }, answer) => {
-                self.sync.session(node).compares_open -= 1;
-                match answer {
-                    Answer::Same => self.in_step(*partition, node),
-                    Answer::Differs(leaves) => {
-                        let own = self.leaf_digests(*partition, now);
-                        match leaves.differing(&own) {
-                            0 => self.in_step(*partition, node),
-                            leaves => {
-                                let session = self.sync.session(node);
-                                session.differed = true;
-                                session.differing.push_back((*partition, leaves));
-                            }
-                        }
-                    }
-                    _ => self.sync.session(node).failed = true,
+        match *op {
+            PeerOp::Compare { partition, .. } => {
+                session.compares_open -= 1;
+                match *answer {
+                    Answer::Same { holding } => self.in_step(partition, node, holding),
+                    Answer::Differs { holding, leaves } => session.differing.push_back(Differing {
+                        partition,
+                        leaves: leaves.to_digests(),
+                        holding,
+                    }),
+                    Answer::Refused(Refusal::Later) => session.to_compare.push_front(partition),
+                    _ => session.failed = true,
                 }
             }
-            (
-                PeerOp::Exchange {
-                    partition, leaves, ..
-                },
-                answer,
-            ) => {
-                self.sync.session(node).exchanges_open -= 1;
-                if let Answer::Exchanged {
-                    more,
-                    wanted,
-                    items,
-                } = answer
-                {
-                    for write in items.iter() {
-                        let hash = KeyHash::of(write.key);
-                        if hash.partition() == *partition
-                            && !matches!(self.take_in(hash, &write, now), Answer::Refused(_))
-                        {
-                            self.sync.counters.keys_pulled += 1;
-                        }
+            PeerOp::Exchange {
+                partition, leaves, ..
+            } => {
+                session.exchanges_open -= 1;
+                match answer {
+                    Answer::Exchanged { .. } => {
+                        self.exchanged(node, partition, leaves, answer, now);
                     }
-                    let wanted: Vec<KeyHash> = wanted.iter().collect();
-                    self.push_wanted(node, *partition, *leaves, &wanted, now);
-                    if *more {
-                        let session = self.sync.session(node);
-                        session.differing.push_front((*partition, *leaves));
-                    } else {
-                        self.in_step(*partition, node);
-                    }
-                } else {
-                    self.sync.session(node).failed = true;
+                    Answer::Refused(Refusal::Later) => session.to_compare.push_front(partition),
+                    _ => session.failed = true,
                 }
             }
             _ => {}
@@ -353,92 +333,182 @@ impl Coordinator {
         self.go_on(node, now);
     }
 
-    pub(super) fn sync_failed(&mut self, node: NodeIx, number: u32, now: UnixMs) {
+    /// Takes over what the other node has newer and sends what it asks for.
+    fn exchanged(
+        &mut self,
+        node: NodeIx,
+        partition: PartitionId,
+        leaves: u64,
+        answer: &Answer<'_>,
+        now: UnixMs,
+    ) {
+        let Answer::Exchanged {
+            holding,
+            more,
+            wanted,
+            items,
+        } = *answer
+        else {
+            return;
+        };
+        let (mut pulled, mut refused) = (0, false);
+        for write in items.iter() {
+            let hash = KeyHash::of(write.key);
+            if hash.partition() != partition {
+                continue;
+            }
+            if self.local.shard().is_full() && self.local.resident(hash, write.key).is_none() {
+                self.sync.counters.keys_left += 1;
+                continue;
+            }
+            match self.take_in(hash, &write, now) {
+                Answer::Stored { .. } => pulled += 1,
+                Answer::Refused(_) => refused = true,
+                _ => {}
+            }
+        }
+        let pushed = self.push_wanted(node, partition, leaves, wanted.iter().collect(), now);
+        self.sync.counters.keys_pulled += pulled;
+        self.sync.counters.keys_pushed += pushed;
         let session = self.sync.session(node);
-        if session.active && session.number == number {
-            session.active = false;
-            session.differing.clear();
-            session.compares_open = 0;
-            session.exchanges_open = 0;
-            session.retry_at = UnixMs(now.0 + RETRY_MS);
-            self.sync.counters.failed += 1;
+        session.moved += pulled + pushed;
+        if more && pulled > 0 {
+            session.to_compare.push_front(partition);
+        } else if !refused {
+            // What it cannot take it does not hold.
+            self.in_step(partition, node, holding);
         }
     }
 
-    /// Asks for the next exchanges; ends the session when nothing is left.
+    pub(super) fn sync_failed(&mut self, node: NodeIx, number: u32) {
+        let session = self.sync.session(node);
+        if session.active && session.number == number {
+            session.failed = true;
+            self.end_session(node);
+        }
+    }
+
+    /// Asks for the next comparisons and exchanges; ends the session when nothing is left.
     fn go_on(&mut self, node: NodeIx, now: UnixMs) {
         loop {
             let session = self.sync.session(node);
-            if !session.active || session.exchanges_open >= EXCHANGES_MAX {
+            if !session.active {
                 return;
             }
-            let number = session.number;
-            let Some((partition, leaves)) = session.differing.pop_front() else {
+            let call = Call::Sync {
+                session: session.number,
+            };
+            let pushed = if session.exchanges_open < EXCHANGES_MAX && !session.differing.is_empty()
+            {
+                self.exchange_next(node, call, now)
+            } else if session.compares_open + session.differing.len() < COMPARES_MAX
+                && let Some(partition) = session.to_compare.pop_front()
+            {
+                session.compares_open += 1;
+                let digest = self.local.shard().digest(partition);
+                let op = PeerOp::Compare { partition, digest };
+                self.push(node, Lane::Bulk, call, &op)
+            } else {
                 break;
             };
-            let mut bytes = Vec::new();
-            self.for_each_entry(partition, leaves, now, |_, entry, _| {
-                put_entry(&mut bytes, entry);
-            });
-            let op = PeerOp::Exchange {
-                partition,
-                leaves,
-                entries: entries(&bytes),
-            };
-            let call = Call::Sync { session: number };
-            if !self.push(node, Lane::Bulk, call, &op) {
-                self.sync_failed(node, number, now);
+            if !pushed {
+                let number = self.sync.session(node).number;
+                self.sync_failed(node, number);
                 return;
             }
-            self.sync.session(node).exchanges_open += 1;
         }
         let session = self.sync.session(node);
-        if session.compares_open > 0 || session.exchanges_open > 0 {
-            return;
+        if session.compares_open == 0 && session.exchanges_open == 0 {
+            self.end_session(node);
         }
-        session.active = false;
-        let (failed, differed) = (session.failed, session.differed);
-        let took = now.0.saturating_sub(session.started.0);
-        if failed {
-            session.retry_at = UnixMs(now.0 + RETRY_MS);
-            self.sync.counters.failed += 1;
-            return;
-        }
-        self.sync.counters.syncs += 1;
-        self.sync.counters.clean += u64::from(!differed);
-        self.sync.counters.last_ms = took;
-        self.sync.backoff = if differed {
-            1
-        } else {
-            (self.sync.backoff * 2).min(BACKOFF_MAX)
-        };
     }
 
-    fn in_step(&mut self, partition: PartitionId, node: NodeIx) {
+    /// Sends what is here of the leaves that differ; false when the node is out of reach.
+    fn exchange_next(&mut self, node: NodeIx, call: Call, now: UnixMs) -> bool {
+        let Some(differs) = self.sync.session(node).differing.pop_front() else {
+            return true;
+        };
+        let Differing {
+            partition,
+            leaves,
+            holding,
+        } = differs;
+        let leaves = differing(&leaves, &self.leaf_digests(partition, now).0);
+        if leaves == 0 {
+            self.in_step(partition, node, holding);
+            return true;
+        }
+        let mut bytes = Vec::new();
+        self.for_each_entry(partition, leaves, now, |_, entry, _| {
+            put_entry(&mut bytes, entry);
+        });
+        let op = PeerOp::Exchange {
+            partition,
+            leaves,
+            entries: entries(&bytes),
+        };
+        self.sync.session(node).exchanges_open += 1;
+        self.push(node, Lane::Bulk, call, &op)
+    }
+
+    fn end_session(&mut self, node: NodeIx) {
+        let now = self.steady.now();
+        let interval = self.config.sync_interval_ms;
+        let longest = self.config.sync_interval_ms_max;
+        let jitter = self.rng.below(interval as usize / 4 + 1) as u64;
+        let missing = self.sync.missing_count > 0;
+        let session = self.sync.session(node);
+        session.active = false;
+        session.to_compare.clear();
+        session.differing.clear();
+        (session.compares_open, session.exchanges_open) = (0, 0);
+        let (failed, moved, took) = (session.failed, session.moved, now.since(session.started));
+        session.backoff = match moved {
+            0 if !failed && !session.hurried => (session.backoff * 2).min(BACKOFF_MAX),
+            _ => 1,
+        };
+        session.due = now.later(match session.hurried {
+            _ if failed || missing => RETRY_MS,
+            true => 0,
+            false => (interval * session.backoff).min(longest.max(interval)) + jitter,
+        });
+        if failed {
+            self.sync.counters.failed += 1;
+        } else {
+            self.sync.counters.syncs += 1;
+            self.sync.counters.clean += u64::from(moved == 0);
+            self.sync.counters.last_ms = took;
+        }
+    }
+
+    fn in_step(&mut self, partition: PartitionId, node: NodeIx, holding: bool) {
         let owners = self.view.owners(partition);
         let Some(missing) = &mut self.sync.missing[partition.index()] else {
             return;
         };
-        if !missing.in_step_with.contains(&node) {
-            missing.in_step_with.push(node);
-        }
-        let counted = missing.in_step_with.iter();
-        let counted = counted.filter(|node| owners.contains(node)).count();
-        if counted >= in_step_needed(owners.len()) {
+        missing.in_step_with.retain(|(known, _)| *known != node);
+        missing.in_step_with.push((node, holding));
+        let counted = || {
+            let in_step = missing.in_step_with.iter();
+            in_step.filter(|(node, _)| owners.contains(node))
+        };
+        let holders = counted().filter(|(_, holding)| *holding).count();
+        if holders >= in_step_needed(owners.len()) || counted().count() == owners.len() - 1 {
             self.sync.hold(partition);
         }
     }
 
+    /// Sends the items that a node asked for; returns how many.
     fn push_wanted(
         &mut self,
         node: NodeIx,
         partition: PartitionId,
         leaves: u64,
-        wanted: &[KeyHash],
+        wanted: BTreeSet<KeyHash>,
         now: UnixMs,
-    ) {
+    ) -> u64 {
         if wanted.is_empty() {
-            return;
+            return 0;
         }
         let mut writes = Vec::new();
         self.for_each_entry(partition, leaves, now, |key, entry, resident| {
@@ -446,6 +516,7 @@ impl Coordinator {
                 writes.push((key.to_vec(), entry, resident));
             }
         });
+        let mut pushed = 0;
         for (key, entry, resident) in writes {
             let peeked = self.local.shard().peek(entry.hash, &key, now);
             let value = peeked.map(|item| item.value.bytes().to_vec());
@@ -459,34 +530,41 @@ impl Coordinator {
                 value: value.as_deref(),
                 expires_at: resident.expires_at,
             };
-            if self.push(node, Lane::Bulk, Call::Repair, &PeerOp::Apply(write)) {
-                self.sync.counters.keys_pushed += 1;
-            }
+            pushed += u64::from(self.push(node, Lane::Bulk, Call::Repair, &PeerOp::Apply(write)));
         }
+        pushed
     }
 
-    /// The digests of a partition's leaves, without what has expired.
-    pub(super) fn leaf_digests(&self, partition: PartitionId, now: UnixMs) -> [Digest; LEAVES] {
+    /// The digests of a partition's leaves, without what has expired, and how many keys
+    /// were looked through.
+    pub(super) fn leaf_digests(
+        &self,
+        partition: PartitionId,
+        now: UnixMs,
+    ) -> ([Digest; LEAVES], usize) {
         let mut leaves = [Digest::default(); LEAVES];
-        self.for_each_entry(partition, u64::MAX, now, |_, entry, resident| {
+        let keys = self.for_each_entry(partition, u64::MAX, now, |_, entry, resident| {
             let leaf = &mut leaves[leaf_of(entry.hash)];
             let one = Digest::of(entry.hash, entry.version, entry.origin, resident.tombstone);
             *leaf = leaf.with(one);
         });
-        leaves
+        (leaves, keys)
     }
 
     /// Visits what is known of some leaves of a partition, without what has expired.
+    /// Returns how many keys were looked through.
     pub(super) fn for_each_entry(
         &self,
         partition: PartitionId,
         leaves: u64,
         now: UnixMs,
         mut visit: impl FnMut(&[u8], Entry, Resident),
-    ) {
+    ) -> usize {
+        let mut keys = 0;
         self.local
             .shard()
             .scan_residents(partition, |key, resident| {
+                keys += 1;
                 let hash = KeyHash::of(key);
                 let expired = resident.expires_at.is_some_and(|at| at <= now);
                 if !expired && leaves & 1 << leaf_of(hash) != 0 {
@@ -498,6 +576,7 @@ impl Coordinator {
                     visit(key, entry, resident);
                 }
             });
+        keys
     }
 }
 

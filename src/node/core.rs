@@ -467,7 +467,7 @@ impl Core {
             self.dialing.deadlines.sweep(elapsed_ms);
             self.dialing_slowly.deadlines.sweep(elapsed_ms);
             self.cluster.borrow_mut().tick(now);
-            self.links.wake_due(&self.cluster.borrow(), now);
+            self.links.wake_due(&self.cluster.borrow());
             self.after_cluster();
         }
     }

@@ -390,6 +390,7 @@ fn cluster_config(settings: &Settings, core: CoreId, cores: CoreCount) -> Config
         hint_replay_ms: ms(settings.hint_replay),
         clock_skew_ms_max: ms(settings.clock_skew),
         sync_interval_ms: ms(settings.sync_interval),
+        sync_interval_ms_max: ms(settings.tombstone_ttl) / 2,
         bootstrap_timeout_ms: ms(settings.bootstrap_timeout),
     }
 }

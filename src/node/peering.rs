@@ -125,12 +125,11 @@ impl Links {
     }
 
     /// Wakes the tasks whose peers are due for another try.
-    pub fn wake_due(&self, cluster: &Coordinator, now: UnixMs) {
+    pub fn wake_due(&self, cluster: &Coordinator) {
         for (index, link) in self.0.borrow().iter().enumerate() {
             let Some(states) = link else { continue };
             for lane in Lane::ALL {
-                let retry_at = cluster.retry_at(NodeIx(index as u16), lane);
-                if retry_at.is_some_and(|at| at <= now) {
+                if cluster.retry_is_due(NodeIx(index as u16), lane) {
                     states[lane as usize].wake();
                 }
             }
@@ -158,7 +157,7 @@ async fn carry(core: Rc<Core>, node: NodeIx, lane: Lane, state: Rc<LinkState>) {
                 return Poll::Ready(None);
             }
             let mut cluster = core.cluster.borrow_mut();
-            match cluster.poll(node, lane, wall_time()) {
+            match cluster.poll(node, lane) {
                 Some((sequence, frame)) => {
                     let mut request = client.head("POST", &target, frame.len());
                     request.extend_from_slice(frame);

@@ -50,6 +50,8 @@ const ITEMS_LIMIT: usize = (ItemId::LIMIT / 2) as usize - CHUNK_SLOTS;
 const FIXED_SHARE: usize = 4;
 /// An item may take one part in this many of a shard.
 const ITEM_SHARE: usize = 2;
+/// A shard is nearly full when no more than this part of a bound is free.
+const NEARLY_FULL_SHARE: usize = 64;
 /// What an item is taken to be when only the number of items is to be guessed.
 const ITEM_BYTES_GUESS: usize = 256;
 
@@ -330,6 +332,13 @@ impl Shard {
     /// Whether it holds no value; there may be tombstones.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether it is at one of its bounds, or so near that what comes in makes something
+    /// else go.
+    pub fn is_full(&self) -> bool {
+        let near = |used: usize, max: usize| used >= max - max / NEARLY_FULL_SHARE;
+        near(self.len, self.items_max) || near(self.bytes(), self.bytes_max)
     }
 
     /// How many tombstones it holds.

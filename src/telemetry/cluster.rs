@@ -139,6 +139,7 @@ pub const FIELDS: &[Field] = &[
     ("ClockSkewRefused", |c| c.coordinator.clock_skew_refused),
     ("HintsKept", |c| c.hints_kept),
     ("PartitionsMissing", |c| c.partitions_missing),
+    ("SyncKeysLeft", |c| c.sync.keys_left),
     ("BootstrapTimeouts", |c| c.sync.bootstrap_timeouts),
     ("PeerFramesSent", |c| c.frames_sent),
     ("PeerOperationsSent", |c| c.operations_sent),

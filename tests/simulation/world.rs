@@ -247,6 +247,7 @@ impl World {
                     hint_replay_ms: 100,
                     clock_skew_ms_max: SKEW_MS_MAX,
                     sync_interval_ms: if self.settings.sync { 500 } else { 1 << 40 },
+                    sync_interval_ms_max: 1 << 40,
                     bootstrap_timeout_ms: 1 << 40,
                 };
                 let local =
@@ -454,7 +455,6 @@ impl World {
             }
         }
         self.renew_view(index);
-        let now = self.time_of(index);
         for core in 0..self.nodes[index].cores.len() {
             self.collect(index, core);
             let peers: Vec<(NodeIx, String)> = self.nodes[index]
@@ -465,7 +465,7 @@ impl World {
                 .collect();
             for (peer, to) in peers {
                 for lane in Lane::ALL {
-                    let polled = self.nodes[index].cores[core].poll(peer, lane, now);
+                    let polled = self.nodes[index].cores[core].poll(peer, lane);
                     let Some((sequence, frame)) = polled else {
                         continue;
                     };
