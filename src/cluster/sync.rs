@@ -46,6 +46,7 @@ use super::message::{
 use super::view::{NodeIx, View};
 use crate::clock::{SteadyMs, UnixMs};
 use crate::hash::{KeyHash, PARTITION_COUNT, PartitionId};
+use crate::mutation::{Mutation, planted};
 use crate::store::{Digest, Resident};
 
 /// Partitions of one session that are being compared at once, or wait to be exchanged.
@@ -487,7 +488,8 @@ impl Coordinator {
             return;
         };
         missing.in_step_with.retain(|(known, _)| *known != node);
-        missing.in_step_with.push((node, holding));
+        let counts = holding || planted(Mutation::CountEmptyCoOwners);
+        missing.in_step_with.push((node, counts));
         let counted = || {
             let in_step = missing.in_step_with.iter();
             in_step.filter(|(node, _)| owners.contains(node))

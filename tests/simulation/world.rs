@@ -32,6 +32,8 @@ const PEER_TIMEOUT_MS: u64 = 200;
 pub const HEARTBEAT_MS: u64 = 100;
 pub const SKEW_MS_MAX: u64 = 500;
 pub const HINTS_PER_NODE: usize = 500;
+/// Longer than any simulation.
+pub const NEVER_MS: u64 = 1 << 40;
 
 /// What happens at some time.
 #[derive(Debug, PartialEq, Eq)]
@@ -150,7 +152,9 @@ pub struct World {
 #[derive(Clone, Copy, Debug)]
 pub struct WorldSettings {
     pub nodes: usize,
-    pub sync: bool,
+    pub replication: usize,
+    pub sync_interval_ms: u64,
+    pub hint_ttl_ms: u64,
     pub keys: usize,
 }
 
@@ -217,7 +221,7 @@ impl World {
             gossip_interval_ms: HEARTBEAT_MS,
             indirect_probes: 2,
             dead_grace_ms: 3_600_000,
-            join_timeout_ms: 3_600_000,
+            join_timeout_ms: 1_000,
         };
         let skew_ms = self.rng.below(2 * 200 + 1) as i64 - 200;
         let membership = Membership::new(
@@ -228,7 +232,7 @@ impl World {
             self.now,
         );
         let count = CoreCount::new(cores).unwrap();
-        let mut views = Views::new(3, 64);
+        let mut views = Views::new(self.settings.replication, 64);
         let view = Arc::new(PLACEMENTS.with_borrow_mut(|known| views.of(&membership, known)));
         let local_now = UnixMs((self.now as i64 + skew_ms) as u64);
         let cores = count
@@ -238,7 +242,7 @@ impl World {
                     core,
                     cores: count,
                     hints: HintLimits {
-                        ttl_ms: 3_600_000,
+                        ttl_ms: self.settings.hint_ttl_ms,
                         per_node: HINTS_PER_NODE,
                         per_node_bytes: 1 << 20,
                         total: 2 * HINTS_PER_NODE,
@@ -246,9 +250,9 @@ impl World {
                     },
                     hint_replay_ms: 100,
                     clock_skew_ms_max: SKEW_MS_MAX,
-                    sync_interval_ms: if self.settings.sync { 500 } else { 1 << 40 },
-                    sync_interval_ms_max: 1 << 40,
-                    bootstrap_timeout_ms: 1 << 40,
+                    sync_interval_ms: self.settings.sync_interval_ms,
+                    sync_interval_ms_max: NEVER_MS,
+                    bootstrap_timeout_ms: NEVER_MS,
                 };
                 let local =
                     LocalStore::new(shard(count, core), Origin::of(&id, life as u8), 3_600_000);
@@ -656,9 +660,11 @@ impl World {
         })
     }
 
-    /// Whether every node has the data of all its partitions.
-    pub fn all_hold(&self) -> bool {
-        let mut cores = self.nodes.iter().flat_map(|node| &node.cores);
-        cores.all(|core| core.sync().missing() == 0)
+    /// How many nodes do not have the data of all their partitions.
+    pub fn lacking(&self) -> usize {
+        let has_all = |node: &&Process| {
+            node.view.joined() && node.cores.iter().all(|core| core.sync().missing() == 0)
+        };
+        self.nodes.iter().filter(|node| !has_all(node)).count()
     }
 }
