@@ -282,18 +282,33 @@ impl Cluster {
     ///
     /// When one does not answer.
     pub fn metric(&self, name: &str) -> io::Result<u64> {
+        self.sum("/dist/metrics", |metrics| {
+            let metrics: serde_json::Value = serde_json::from_str(metrics).ok()?;
+            metrics[name].as_u64()
+        })
+    }
+
+    /// A metric of `/metrics`, summed over cores and over the nodes that run.
+    ///
+    /// # Errors
+    ///
+    /// When one does not answer.
+    pub fn prometheus(&self, name: &str) -> io::Result<u64> {
+        self.sum("/metrics", |metrics| {
+            let samples = metrics.lines().filter_map(|line| line.strip_prefix(name));
+            let values = samples.map(|sample| sample.rsplit(' ').next()?.parse::<u64>().ok());
+            values.sum()
+        })
+    }
+
+    fn sum(&self, target: &str, read: impl Fn(&str) -> Option<u64>) -> io::Result<u64> {
         let running = self.addresses.iter().zip(&self.nodes);
         let running = running.filter(|(_, node)| node.is_some());
-        let mut sum = 0;
-        for (addresses, _) in running {
-            let metrics = get(&addresses.management, "/dist/metrics")?.1;
-            let metrics: serde_json::Value =
-                serde_json::from_str(&metrics).map_err(io::Error::other)?;
-            sum += metrics[name]
-                .as_u64()
-                .ok_or_else(|| io::Error::other(format!("no {name} in /dist/metrics")))?;
-        }
-        Ok(sum)
+        let values = running.map(|(addresses, _)| {
+            let (_, body) = get(&addresses.management, target)?;
+            read(&body).ok_or_else(|| io::Error::other(format!("not found in {target}")))
+        });
+        values.sum()
     }
 }
 

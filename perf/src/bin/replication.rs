@@ -5,9 +5,11 @@
 //! `cargo run --release -p hypercache-perf --bin replication [rounds] [seconds]`
 //!
 //! All servers share CPU 0, the load has CPU 1: what is compared is work, not waiting.
+//! Whoever is not measured is stopped meanwhile.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,13 +29,14 @@ fn main() -> io::Result<()> {
     print_machine(&["rustc"]);
     println!("\n| target | reached | bound |\n|---|---|---|");
     measure_cost(rounds, Duration::from_secs(seconds))?;
+    measure_hops(Duration::from_secs(seconds))?;
     for (how, signal) in [("killed", libc::SIGKILL), ("hanging", libc::SIGSTOP)] {
         measure_loss(rounds, how, signal)?;
     }
     Ok(())
 }
 
-/// Bytes of processor time, in the two clusters and the one node.
+/// Processor time per request, in the two clusters and the one node.
 fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
     let single = node(1, "auto")?;
     let three = Cluster::start(3, &[], &[0])?;
@@ -92,11 +95,15 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
             (&get_foreign, five.pids()),
         ];
         for (case, (load, pids)) in cases.into_iter().enumerate() {
+            stop_all_but(
+                &pids,
+                [&three.pids(), &five.pids(), slice::from_ref(&single.pid())],
+            );
             let sent = || {
                 let frames = three.metric("PeerFramesSent")?;
                 Ok::<_, io::Error>((frames, three.metric("PeerOperationsSent")?))
             };
-            let before = sent()?;
+            let before = if case == 1 { sent()? } else { (0, 0) };
             let outcome = load.run(&pids)?;
             cost[case].push(outcome.server_cpu_us);
             rate[case].push(outcome.requests as f64 / outcome.seconds);
@@ -145,6 +152,47 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
             rate.median()
         );
     }
+    Ok(())
+}
+
+/// Stops the processes of all groups but the one, which goes on.
+fn stop_all_but(running: &[u32], groups: [&[u32]; 3]) {
+    for group in groups {
+        let signal = if group == running {
+            libc::SIGCONT
+        } else {
+            libc::SIGSTOP
+        };
+        for &pid in group {
+            // SAFETY: a system call on plain values; the children are not reaped yet.
+            unsafe { libc::kill(pid as i32, signal) };
+        }
+    }
+}
+
+/// Whether frames reach the core they are for, where nodes have as many cores.
+fn measure_hops(duration: Duration) -> io::Result<()> {
+    let cluster = Cluster::start(3, &[("HYPERCACHE_CORES", "2")], EVERY_CPU)?;
+    let load = Load {
+        targets: cluster
+            .addresses
+            .iter()
+            .map(|node| node.api.clone())
+            .collect(),
+        protocol: Protocol::Http,
+        put: true,
+        connections: 64,
+        pipeline: 1,
+        keys: (0..10_000).collect(),
+        value_bytes: 100,
+        locality: Locality::Any,
+        duration,
+    };
+    load.run(&cluster.pids())?;
+    let frames = cluster.prometheus("hypercache_peer_frames_total")?;
+    let hopped = cluster.prometheus("hypercache_peer_frames_hopped_total")?;
+    println!("\n| frames between three nodes of two cores each | |\n|---|---|");
+    println!("| received | {frames} |\n| that had to go to another core | {hopped} |");
     Ok(())
 }
 
