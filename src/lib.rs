@@ -4,11 +4,12 @@
 //! API for others. Layers, each importing only what stands below it:
 //!
 //! ```text
-//! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, duration}
+//! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, bytes, duration}
 //!           \-> http (codec)    runtime (cores, sockets, mailboxes)    telemetry    settings
 //! ```
 
 pub mod api;
+pub mod bytes;
 pub mod clock;
 pub mod cluster;
 pub mod duration;

@@ -12,9 +12,12 @@
 //! releases can form one cluster. Decoding trusts nothing: every length is checked
 //! against what is there, and nothing is allocated on the word of a sender.
 
+use crate::bytes::Reader;
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
 use crate::store::{Content, Digest, KEY_BYTES_MAX, ValueIn};
+
+pub use crate::bytes::Malformed;
 
 /// The first byte of every frame.
 pub const FORMAT: u8 = 1;
@@ -27,18 +30,6 @@ pub const LEAVES: usize = 64;
 pub fn leaf_of(hash: KeyHash) -> usize {
     (hash.0 >> 46) as usize % LEAVES
 }
-
-/// The bytes are no frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
-
-impl std::fmt::Display for Malformed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("malformed peer frame")
-    }
-}
-
-impl std::error::Error for Malformed {}
 
 /// A write on its way to an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -733,41 +724,9 @@ pub fn join(order: &[CoreId], answers: &[(CoreId, Vec<u8>)]) -> Result<Vec<u8>, 
     Ok(out)
 }
 
-/// What is left of some bytes.
-#[derive(Clone, Copy, Debug)]
-struct Reader<'a>(&'a [u8]);
-
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(*taken)
-    }
-
-    fn u8(&mut self) -> Result<u8, Malformed> {
-        self.array().map(u8::from_le_bytes)
-    }
-
     fn holding(&mut self) -> Result<bool, Malformed> {
         Ok(self.u8()? & HOLDING != 0)
-    }
-
-    fn u16(&mut self) -> Result<u16, Malformed> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, Malformed> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, Malformed> {
-        self.array().map(u64::from_le_bytes)
     }
 
     fn version(&mut self) -> Result<Version, Malformed> {
@@ -802,14 +761,6 @@ impl<'a> Reader<'a> {
             }
         }
         Err(Malformed)
-    }
-
-    fn end(&self) -> Result<(), Malformed> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(Malformed)
-        }
     }
 }
 

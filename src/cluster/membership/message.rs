@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use super::{ADDRESS_BYTES_MAX, ID_BYTES_MAX, Identity, State, UPDATES_MAX};
+use crate::bytes::Reader;
+
+pub use crate::bytes::Malformed;
 
 /// One piece of news: what somebody believes of a member.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,18 +59,6 @@ pub enum Kind {
     /// I am going.
     Leave,
 }
-
-/// The bytes are no message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
-
-impl std::fmt::Display for Malformed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("malformed membership message")
-    }
-}
-
-impl std::error::Error for Malformed {}
 
 /// The binary form. All numbers are little endian, a text is behind its length:
 ///
@@ -125,17 +116,14 @@ impl Message {
         for _ in 0..count {
             updates.push(reader.update()?);
         }
-        if reader.0.is_empty() {
-            Ok(Self {
-                from,
-                incarnation,
-                joined,
-                kind,
-                updates,
-            })
-        } else {
-            Err(Malformed)
-        }
+        reader.end()?;
+        Ok(Self {
+            from,
+            incarnation,
+            joined,
+            kind,
+            updates,
+        })
     }
 }
 
@@ -191,25 +179,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-struct Reader<'a>(&'a [u8]);
-
 impl<'a> Reader<'a> {
-    fn bytes(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
-        let (bytes, rest) = self.0.split_at_checked(count).ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(bytes)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (bytes, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(*bytes)
-    }
-
-    fn u8(&mut self) -> Result<u8, Malformed> {
-        self.array().map(u8::from_le_bytes)
-    }
-
     fn flag(&mut self) -> Result<bool, Malformed> {
         match self.u8()? {
             0 => Ok(false),
@@ -218,20 +188,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn u16(&mut self) -> Result<u16, Malformed> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, Malformed> {
-        self.array().map(u64::from_le_bytes)
-    }
-
     fn text(&mut self, bytes_max: usize) -> Result<Arc<str>, Malformed> {
         let length = usize::from(self.u16()?);
         if length > bytes_max {
             return Err(Malformed);
         }
-        let text = std::str::from_utf8(self.bytes(length)?).map_err(|_| Malformed)?;
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_| Malformed)?;
         Ok(Arc::from(text))
     }
 
