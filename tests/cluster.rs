@@ -414,6 +414,18 @@ fn peers_must_show_the_token() {
 }
 
 #[test]
+fn a_node_that_is_joining_answers_nothing_about_keys() {
+    let mut cluster = Cluster::prepare(3, &[]);
+    cluster.launch(0);
+    let mut client = cluster.connect(0);
+    for target in ["/v1/cache/k", "/v1/cache/keys"] {
+        let refused = client.get(target);
+        refused.expect_error(503, "INTERNAL");
+        assert!(refused.header("Retry-After").is_some(), "{target}");
+    }
+}
+
+#[test]
 fn events_tell_of_members_at_once_and_of_each_change() {
     let mut cluster = Cluster::start(3, &[]);
     let mut events = cluster.connect_management(0);
