@@ -486,6 +486,26 @@ fn a_node_that_leaves_says_so() {
 }
 
 #[test]
+fn an_item_names_its_writer_when_that_has_left() {
+    let mut cluster = Cluster::start(3, &[]);
+    done(at(&mut cluster.connect(2), ALL, "PUT", "k", b"v"));
+    let origin = |cluster: &Cluster| {
+        let mut client = cluster.connect(0);
+        let head = at(&mut client, ONE, "HEAD", "k", b"");
+        let json = client.request("GET", "/v1/cache/k", "Accept: application/json\r\n", b"");
+        let origin = head.header("X-Cache-Origin").expect("always there");
+        assert_eq!(json.json()["origin"], origin);
+        origin.to_owned()
+    };
+    assert_eq!(origin(&cluster), "node-2");
+    let mut leaver = cluster.take(2);
+    leaver.signal(libc::SIGTERM);
+    assert!(leaver.wait().success());
+    cluster.await_members(0, |members| members.as_array().unwrap().len() == 2);
+    assert_eq!(origin(&cluster).len(), 6, "a hash");
+}
+
+#[test]
 fn frames_arrive_on_the_core_that_owns_the_partition() {
     let cluster = Cluster::start(3, &[("HYPERCACHE_CORES", "2")]);
     let mut client = cluster.connect(0);
