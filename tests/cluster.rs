@@ -523,6 +523,40 @@ fn frames_arrive_on_the_core_that_owns_the_partition() {
     }
 }
 
+#[test]
+fn frames_of_peers_do_not_wait_for_batches_of_clients() {
+    // Whoever waits for a deadline waits longer than the test does.
+    let env = [
+        ("HYPERCACHE_PEER_TIMEOUT", "10m"),
+        ("HYPERCACHE_MAILBOX_DEPTH", "1"),
+    ];
+    let mut cluster = Cluster::prepare(2, &env);
+    // Frames of a node with another number of cores belong to several cores each.
+    cluster.launch_with(0, &[("HYPERCACHE_CORES", "3")]);
+    cluster.launch_with(1, &[("HYPERCACHE_CORES", "4")]);
+    cluster.settle();
+    let items: Vec<Value> = (0..64)
+        .map(|number| json!({"key": format!("key-{number}"), "value": "v"}))
+        .collect();
+    let body = json!({"items": items}).to_string();
+    std::thread::scope(|scope| {
+        for client in 0..16 {
+            let (cluster, body) = (&cluster, &body);
+            scope.spawn(move || {
+                let mut client = cluster.connect(client % 2);
+                for _ in 0..50 {
+                    let target = "/v1/cache/batch/put";
+                    done(client.request("POST", target, ALL, body.as_bytes()));
+                }
+            });
+        }
+    });
+    for node in 0..2 {
+        let hopped = per_core(&cluster, node, "hypercache_peer_frames_hopped_total");
+        assert!(hopped.iter().sum::<u64>() > 0, "node-{node}: {hopped:?}");
+    }
+}
+
 /// What each core of a node counts under this name.
 fn per_core(cluster: &Cluster, node: usize, name: &str) -> Vec<u64> {
     let metrics = cluster.connect_management(node).get("/metrics").text();

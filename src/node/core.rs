@@ -6,13 +6,19 @@
 //! run on this thread, so the shard needs no lock; no borrow of it is held across
 //! an await.
 //!
-//! **Backpressure between cores.** For each other core a core holds
-//! [`Credits`]: as many as batches it may have outstanding there. A connection
-//! takes one per batch before it sends and waits when there is none; the credit
-//! returns with the answer. An inbox is as large as all credits of all cores
-//! together with the answers to its own, so sending never finds it full, no core
-//! ever waits to send, and two cores cannot wait for each other in a circle.
-//! A connection that waits for a credit or an answer is not reading.
+//! **Backpressure between cores.** For each other core a core holds [`Credits`]: as
+//! many as messages of one kind it may have outstanding there. A connection takes one
+//! before it sends and waits when there is none; the credit returns with the answer. An
+//! inbox is as large as all credits of all cores together with the answers to its own,
+//! so sending never finds it full and no core ever waits to send. A connection that
+//! waits for a credit or an answer is not reading.
+//!
+//! **Who waits for whom.** A batch of a client may wait for other nodes, at most for the
+//! deadline of requests to peers, and so may whoever waits for its credit. A frame of a
+//! peer is carried out at once by the core that gets it, without asking anyone; it has
+//! credits of its own, because with those of batches its sender could be waiting for a
+//! node that waits for the sender. Scans for listings are the third kind: each core looks
+//! through its own keys. So nodes, like cores, cannot wait for each other in a circle.
 //!
 //! **Stop.** On [`Message::Stop`] the listener closes and connections end after
 //! their current answers; the core reports [`Event::Drained`] when the last is
@@ -63,6 +69,10 @@ const REAP_STEPS: usize = 512;
 /// How many listings one core has under way in another at once.
 const SCANS_MAX: usize = 2;
 
+/// How many frames of peers one core has outstanding at another: they come back after
+/// one turn of that core.
+const FRAMES_MAX: usize = 64;
+
 /// How long to wait after the kernel refused to accept for want of resources.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -106,7 +116,7 @@ pub enum Event {
 /// have `depth` batches outstanding between any two (see the module's comment).
 pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
     const CONTROL: usize = 16;
-    2 * (depth + SCANS_MAX) * (cores - 1) + CONTROL
+    2 * (depth + SCANS_MAX + FRAMES_MAX) * (cores - 1) + CONTROL
 }
 
 /// What a core is made of.
@@ -206,6 +216,7 @@ struct Sibling {
     mailbox: Sender<Message>,
     batches: Credits,
     scans: Credits,
+    frames: Credits,
 }
 
 /// Permits for messages to one other core.
@@ -326,6 +337,7 @@ impl Core {
                 mailbox,
                 batches: Credits::new(parts.mailbox_depth),
                 scans: Credits::new(SCANS_MAX),
+                frames: Credits::new(FRAMES_MAX),
             })
             .collect();
         Rc::new(Self {
@@ -391,7 +403,7 @@ impl Core {
                         self.send(home.core, Message::Served(frame, home));
                     }
                     Message::Served(frame, home) => {
-                        self.siblings[home.served_by.index()].batches.release();
+                        self.siblings[home.served_by.index()].frames.release();
                         if let Some(reply) = self.reply(home.reply) {
                             reply.frames.borrow_mut().push(*frame);
                             reply.arrived();
@@ -710,7 +722,7 @@ impl Core {
                 done.push(frame);
                 continue;
             }
-            self.siblings[core.index()].batches.acquire().await;
+            self.siblings[core.index()].frames.acquire().await;
             link.reply.expect_one();
             let home = self.home(link, core);
             self.send(core, Message::Serve(Box::new(frame), home));
