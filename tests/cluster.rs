@@ -306,6 +306,23 @@ fn reference_defect_07_a_hung_peer_slows_nothing_that_does_not_need_it() {
 }
 
 #[test]
+fn a_request_to_a_peer_ends_although_the_node_is_alone_by_then() {
+    let env = [
+        ("HYPERCACHE_PEER_TIMEOUT", "4s"),
+        ("HYPERCACHE_DEAD_GRACE", "1ms"),
+    ];
+    let mut cluster = Cluster::start(3, &env);
+    cluster.node(1).signal(libc::SIGSTOP);
+    let mut waiting = cluster.connect(0);
+    waiting.send(node::request("PUT", "/v1/cache/k", ALL, b"v"));
+    cluster.await_members(0, |members| members.as_array().unwrap().len() == 2);
+    let leaver = cluster.take(2);
+    leaver.signal(libc::SIGTERM);
+    cluster.await_members(0, |members| members.as_array().unwrap().len() == 1);
+    waiting.answer().expect_error(503, "INTERNAL");
+}
+
+#[test]
 fn reference_defect_05_hints_bring_writes_and_deletes_to_a_node_that_was_away() {
     // Without comparison of replicas: hints alone must do it.
     let cluster = Cluster::start(3, &[("HYPERCACHE_SYNC_INTERVAL", "24h")]);

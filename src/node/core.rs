@@ -471,9 +471,8 @@ impl Core {
         let started = Instant::now();
         loop {
             runtime::sleep(CLUSTER_TICK).await;
-            if self.view().solo() {
-                continue;
-            }
+            // On a node alone as well: what was sent to a peer before it vanished still
+            // waits for its deadline.
             let now = wall_time();
             let elapsed_ms = started.elapsed().as_millis() as u64;
             self.dialing.deadlines.sweep(elapsed_ms);
