@@ -11,7 +11,7 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::token::PeerToken;
 use crate::runtime::{self, Deadlines, Steering, Stream, Wait, Watch};
@@ -29,7 +29,7 @@ const READ_BYTES: usize = 16 << 10;
 pub struct Dialing {
     /// Who keeps their deadlines.
     pub deadlines: Rc<Deadlines>,
-    /// How long a connect may take.
+    /// How long it may take to resolve an address and to connect to it.
     pub timeout: Duration,
     /// The cluster's secret.
     pub token: PeerToken,
@@ -148,8 +148,10 @@ impl Client {
             return Ok(());
         }
         self.buffer.clear();
-        let address = runtime::resolve(&self.address).await?;
-        let stream = runtime::connect(address, self.dialing.timeout, self.steering).await?;
+        let (begun, limit) = (Instant::now(), self.dialing.timeout);
+        let address = runtime::resolve(&self.address, limit).await?;
+        let left = limit.saturating_sub(begun.elapsed());
+        let stream = runtime::connect(address, left, self.steering).await?;
         let watch = self.dialing.deadlines.watch(stream.aborter());
         self.open = Some((stream, watch));
         Ok(())
