@@ -173,6 +173,7 @@ impl Dial {
                 read: timeout,
                 write: timeout,
                 idle: timeout,
+                exchange: timeout,
             }),
             timeout: self.timeout,
             token: self.token.clone(),

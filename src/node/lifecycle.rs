@@ -455,6 +455,7 @@ fn timeouts(settings: &Settings) -> Timeouts {
         read: settings.read_timeout,
         write: settings.write_timeout,
         idle: settings.idle_timeout,
+        exchange: settings.peer_timeout,
     }
 }
 

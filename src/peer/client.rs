@@ -5,8 +5,12 @@
 //! an answer came, is tried once more on a fresh one: the peer may just have closed
 //! it, and everything peers say to each other may be said twice.
 //!
-//! Deadlines are kept by the core's [`Deadlines`]: an overdue connection is shut down,
-//! so that the pending call ends by itself.
+//! **Deadlines.** Resolving the address and connecting take at most
+//! [`Dialing::timeout`] together; writing a request and reading its answer take at most
+//! [`Timeouts::exchange`](crate::runtime::Timeouts) together. A request on a fresh
+//! connection so ends within both; one that is tried once more, within another exchange
+//! and both. The second is kept by the core's [`Deadlines`], to a tick: an overdue
+//! connection is shut down, so that the pending call ends by itself.
 
 use std::io;
 use std::rc::Rc;
@@ -126,21 +130,23 @@ impl Client {
         let Some((stream, watch)) = &mut self.open else {
             return Err((broken("not connected"), request));
         };
-        watch.wait_for(Wait::Write);
+        watch.wait_for(Wait::Exchange);
         let (written, request) = stream.write_all(request).await;
         if let Err(error) = written {
             return Err((error, request));
         }
-        watch.wait_for(Wait::Request);
-        match self.read_answer().await {
-            Ok(body) => {
-                if let Some((_, watch)) = &self.open {
-                    watch.wait_for(Wait::Nothing);
-                }
-                Ok(body)
-            }
-            Err(error) => Err((error, request)),
+        let body = match self.read_answer().await {
+            Ok(body) => body,
+            Err(error) => return Err((error, request)),
+        };
+        if self.timed_out() {
+            // The answer was there already when the connection was shut down.
+            self.open = None;
         }
+        if let Some((_, watch)) = &self.open {
+            watch.wait_for(Wait::Nothing);
+        }
+        Ok(body)
     }
 
     async fn connect(&mut self) -> io::Result<()> {
