@@ -27,6 +27,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -99,17 +100,35 @@ pub enum Message {
     Exit,
 }
 
-/// What a core tells the control thread.
+/// What the main thread is told.
 #[derive(Debug)]
 pub enum Event {
-    /// It serves, on this driver.
+    /// A core serves, on this driver.
     Ready(CoreId, runtime::DriverReport),
-    /// It has no connection left after a stop.
+    /// A core has no connection left after a stop.
     Drained(CoreId),
-    /// It has ended; with what went wrong, if anything did.
-    Ended(CoreId, Option<String>),
+    /// A thread has ended; with what went wrong, if anything did.
+    Ended(Thread, Option<String>),
     /// The process got a signal.
     Signal(i32),
+}
+
+/// A thread that a node cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// A data core.
+    Core(CoreId),
+    /// The one that keeps membership and answers the management listener.
+    Control,
+}
+
+impl fmt::Display for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Core(core) => write!(f, "core {}", core.index()),
+            Self::Control => f.write_str("the control thread"),
+        }
+    }
 }
 
 /// How many messages a mailbox must hold on a node of `cores` cores that may
