@@ -78,13 +78,30 @@ const BOOT_BITS: u32 = 8;
 impl Origin {
     /// The origin of the node called `node_id` in the life numbered `boot`.
     pub fn of(node_id: &str, boot: u8) -> Self {
-        let name = xxhash_rust::xxh3::xxh3_64(node_id.as_bytes()) as u32;
-        Self(name << BOOT_BITS | u32::from(boot))
+        Self(NodeHash::of(node_id).0 << BOOT_BITS | u32::from(boot))
     }
 
-    /// Whether this is the node called `node_id`, in any of its lives.
-    pub fn is_of(self, node_id: &str) -> bool {
-        self.0 >> BOOT_BITS == Self::of(node_id, 0).0 >> BOOT_BITS
+    /// The node, in any of its lives.
+    pub fn node(self) -> NodeHash {
+        NodeHash(self.0 >> BOOT_BITS)
+    }
+}
+
+/// The 24 bits of an [`Origin`] that stand for a node's id. Shown in hexadecimal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeHash(u32);
+
+impl NodeHash {
+    /// The hash of the node called `node_id`.
+    pub fn of(node_id: &str) -> Self {
+        let hash = xxhash_rust::xxh3::xxh3_64(node_id.as_bytes()) as u32;
+        Self(hash & (u32::MAX >> BOOT_BITS))
+    }
+}
+
+impl std::fmt::Display for NodeHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:06x}", self.0)
     }
 }
 
@@ -224,6 +241,15 @@ mod tests {
     fn a_version_tells_its_millisecond() {
         let now = UnixMs(1_800_000_000_123);
         assert_eq!(HybridClock::new(ORIGIN).stamp(now).stamped_at(), now);
+    }
+
+    #[test]
+    fn an_origin_names_its_node_in_each_of_its_lives() {
+        let node = NodeHash::of("node-1");
+        assert_eq!(Origin::of("node-1", 0).node(), node);
+        assert_eq!(Origin::of("node-1", 255).node(), node);
+        assert_ne!(Origin::of("node-2", 0).node(), node);
+        assert_eq!(Origin(0x0012_AB07).node().to_string(), "0012ab");
     }
 
     #[test]

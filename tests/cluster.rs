@@ -306,6 +306,23 @@ fn reference_defect_07_a_hung_peer_slows_nothing_that_does_not_need_it() {
 }
 
 #[test]
+fn a_request_to_a_peer_ends_although_the_node_is_alone_by_then() {
+    let env = [
+        ("HYPERCACHE_PEER_TIMEOUT", "4s"),
+        ("HYPERCACHE_DEAD_GRACE", "1ms"),
+    ];
+    let mut cluster = Cluster::start(3, &env);
+    cluster.node(1).signal(libc::SIGSTOP);
+    let mut waiting = cluster.connect(0);
+    waiting.send(node::request("PUT", "/v1/cache/k", ALL, b"v"));
+    cluster.await_members(0, |members| members.as_array().unwrap().len() == 2);
+    let leaver = cluster.take(2);
+    leaver.signal(libc::SIGTERM);
+    cluster.await_members(0, |members| members.as_array().unwrap().len() == 1);
+    waiting.answer().expect_error(503, "INTERNAL");
+}
+
+#[test]
 fn reference_defect_05_hints_bring_writes_and_deletes_to_a_node_that_was_away() {
     // Without comparison of replicas: hints alone must do it.
     let cluster = Cluster::start(3, &[("HYPERCACHE_SYNC_INTERVAL", "24h")]);
@@ -414,6 +431,18 @@ fn peers_must_show_the_token() {
 }
 
 #[test]
+fn a_node_that_is_joining_answers_nothing_about_keys() {
+    let mut cluster = Cluster::prepare(3, &[]);
+    cluster.launch(0);
+    let mut client = cluster.connect(0);
+    for target in ["/v1/cache/k", "/v1/cache/keys"] {
+        let refused = client.get(target);
+        refused.expect_error(503, "INTERNAL");
+        assert!(refused.header("Retry-After").is_some(), "{target}");
+    }
+}
+
+#[test]
 fn events_tell_of_members_at_once_and_of_each_change() {
     let mut cluster = Cluster::start(3, &[]);
     let mut events = cluster.connect_management(0);
@@ -474,6 +503,26 @@ fn a_node_that_leaves_says_so() {
 }
 
 #[test]
+fn an_item_names_its_writer_when_that_has_left() {
+    let mut cluster = Cluster::start(3, &[]);
+    done(at(&mut cluster.connect(2), ALL, "PUT", "k", b"v"));
+    let origin = |cluster: &Cluster| {
+        let mut client = cluster.connect(0);
+        let head = at(&mut client, ONE, "HEAD", "k", b"");
+        let json = client.request("GET", "/v1/cache/k", "Accept: application/json\r\n", b"");
+        let origin = head.header("X-Cache-Origin").expect("always there");
+        assert_eq!(json.json()["origin"], origin);
+        origin.to_owned()
+    };
+    assert_eq!(origin(&cluster), "node-2");
+    let mut leaver = cluster.take(2);
+    leaver.signal(libc::SIGTERM);
+    assert!(leaver.wait().success());
+    cluster.await_members(0, |members| members.as_array().unwrap().len() == 2);
+    assert_eq!(origin(&cluster).len(), 6, "a hash");
+}
+
+#[test]
 fn frames_arrive_on_the_core_that_owns_the_partition() {
     let cluster = Cluster::start(3, &[("HYPERCACHE_CORES", "2")]);
     let mut client = cluster.connect(0);
@@ -481,11 +530,56 @@ fn frames_arrive_on_the_core_that_owns_the_partition() {
         done(at(&mut client, ALL, "PUT", &format!("key-{number}"), b"v"));
     }
     for node in 0..3 {
-        let metrics = cluster.connect_management(node).get("/metrics").text();
-        let hopped = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix("hypercache_peer_frames_hopped_total"))
-            .expect("the metric is there");
-        assert!(hopped.ends_with(" 0"), "{hopped}");
+        let hopped = per_core(&cluster, node, "hypercache_peer_frames_hopped_total");
+        // glommio cannot choose the source ports by which peers are steered.
+        if !cfg!(feature = "glommio") {
+            assert_eq!(hopped, [0, 0], "node-{node}");
+        }
+        let frames = per_core(&cluster, node, "hypercache_peer_frames_total");
+        assert!(frames.iter().sum::<u64>() > 0, "node-{node}: {frames:?}");
     }
+}
+
+#[test]
+fn frames_of_peers_do_not_wait_for_batches_of_clients() {
+    // Whoever waits for a deadline waits longer than the test does.
+    let env = [
+        ("HYPERCACHE_PEER_TIMEOUT", "10m"),
+        ("HYPERCACHE_MAILBOX_DEPTH", "1"),
+    ];
+    let mut cluster = Cluster::prepare(2, &env);
+    // Frames of a node with another number of cores belong to several cores each.
+    cluster.launch_with(0, &[("HYPERCACHE_CORES", "3")]);
+    cluster.launch_with(1, &[("HYPERCACHE_CORES", "4")]);
+    cluster.settle();
+    let items: Vec<Value> = (0..64)
+        .map(|number| json!({"key": format!("key-{number}"), "value": "v"}))
+        .collect();
+    let body = json!({"items": items}).to_string();
+    std::thread::scope(|scope| {
+        for client in 0..16 {
+            let (cluster, body) = (&cluster, &body);
+            scope.spawn(move || {
+                let mut client = cluster.connect(client % 2);
+                for _ in 0..50 {
+                    let target = "/v1/cache/batch/put";
+                    done(client.request("POST", target, ALL, body.as_bytes()));
+                }
+            });
+        }
+    });
+    for node in 0..2 {
+        let hopped = per_core(&cluster, node, "hypercache_peer_frames_hopped_total");
+        assert!(hopped.iter().sum::<u64>() > 0, "node-{node}: {hopped:?}");
+    }
+}
+
+/// What each core of a node counts under this name.
+fn per_core(cluster: &Cluster, node: usize, name: &str) -> Vec<u64> {
+    let metrics = cluster.connect_management(node).get("/metrics").text();
+    let samples = metrics.lines().filter_map(|line| {
+        let sample = line.strip_prefix(name)?.strip_prefix("{core=\"")?;
+        sample.split_once("\"} ")?.1.parse().ok()
+    });
+    samples.collect()
 }

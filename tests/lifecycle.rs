@@ -83,6 +83,61 @@ fn a_killed_node_comes_back_on_the_same_port_at_once() {
         .expect_error(404, "NOT_FOUND");
 }
 
+/// The control thread opens its descriptors last: with just too few it has none.
+#[test]
+#[cfg(not(feature = "glommio"))] // Which panics where it lacks descriptors.
+fn a_node_whose_control_thread_ends_ends_too() {
+    let mut ended = 0;
+    for descriptors in 8..64 {
+        let mut command = command(&[("HYPERCACHE_CORES", "1")]);
+        // SAFETY: between fork and exec only a system call on plain values.
+        unsafe { command.pre_exec(move || limit_descriptors(descriptors)) };
+        let Ok(mut node) = Node::try_spawn(command) else {
+            continue;
+        };
+        let start = std::time::Instant::now();
+        while node.is_running() {
+            assert!(start.elapsed() < node::GUARD, "it goes on without");
+            let full = node.has_logged("accept failed on the management listener");
+            if full || answers(&node.mgmt) {
+                assert!(ended > 0, "{descriptors} descriptors are enough at once");
+                return;
+            }
+        }
+        assert_eq!(node.wait().code(), Some(1));
+        node.kill();
+        assert!(node.has_logged("the control thread"));
+        ended += 1;
+    }
+    panic!("it never serves");
+}
+
+#[cfg(not(feature = "glommio"))]
+fn limit_descriptors(count: libc::rlim_t) -> std::io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: count,
+        rlim_max: count,
+    };
+    // SAFETY: the kernel reads the limit during the call only.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Whether anything comes back from this listener.
+#[cfg(not(feature = "glommio"))]
+fn answers(address: &str) -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = TcpStream::connect(address) else {
+        return false;
+    };
+    let timeout = std::time::Duration::from_millis(100);
+    stream.set_read_timeout(Some(timeout)).unwrap();
+    let sent = stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    sent.is_ok() && stream.read(&mut [0]).is_ok_and(|count| count > 0)
+}
+
 fn output(mut command: Command) -> Output {
     command.output().expect("the program runs")
 }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::owners::OwnerIds;
+use super::owners::{OwnerIds, origin_name};
 use super::{Api, ApiError, Moment, Turn, Writer, key_text};
 use crate::clock::UnixMs;
 use crate::cluster::{Coordinator, View};
@@ -298,15 +298,14 @@ fn metadata(writer: &mut Writer<'_>, key: &[u8], found: &Found<ValueView<'_>>, n
     let last_updated = Rfc3339(found.version.stamped_at()).to_string();
     let owners: Vec<&str> = OwnerIds::of(view, key).iter().collect();
     let owners = owners.join(",");
+    let origin = origin_name(view, found.origin);
     let mut extra: Vec<(&str, &[u8])> = vec![
         ("X-Cache-Version", version.as_bytes()),
+        ("X-Cache-Origin", origin.as_bytes()),
         ("X-Cache-Last-Updated", last_updated.as_bytes()),
         ("X-Cache-Owners", owners.as_bytes()),
         ("X-Cache-Node", facts.node_id.as_bytes()),
     ];
-    if let Some(origin) = view.origin_name(found.origin) {
-        extra.push(("X-Cache-Origin", origin.as_bytes()));
-    }
     let expiry = found.expires_at.map(|at| {
         (
             at.0.saturating_sub(now.0).to_string(),
@@ -378,8 +377,7 @@ pub struct ItemFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Rfc3339>,
     version: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    origin: Option<&'a str>,
+    origin: Cow<'a, str>,
     last_updated: Rfc3339,
 }
 
@@ -390,7 +388,7 @@ impl<'a> ItemFields<'a> {
             ttl_ms: found.expires_at.map(|at| at.0.saturating_sub(now.0)),
             expires_at: found.expires_at.map(Rfc3339),
             version: found.version.get(),
-            origin: view.origin_name(found.origin),
+            origin: origin_name(view, found.origin),
             last_updated: Rfc3339(found.version.stamped_at()),
         }
     }

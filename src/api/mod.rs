@@ -148,7 +148,12 @@ impl Api {
             Ok(batch::plan(kind, body, consistency, connection))
         };
         let job = match operation {
-            Operation::ListKeys => browse::plan(head.query, connection).map(Job::Browse),
+            // Before it has found its cluster a node knows neither whom to ask nor whether
+            // what it holds is current.
+            Operation::ListKeys => match browse::plan(head.query, connection) {
+                Ok(_) if !moment.view.joined() => Err(ApiError::joining()),
+                planned => planned.map(Job::Browse),
+            },
             Operation::BatchGet => plan_batch(batch::Kind::Get, body),
             Operation::BatchPut => plan_batch(batch::Kind::Put, body),
             Operation::BatchDelete => plan_batch(batch::Kind::Delete, body),

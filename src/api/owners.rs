@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Serialize, Serializer};
 
 use super::{Writer, key, key_text};
+use crate::clock::Origin;
 use crate::cluster::View;
 use crate::hash::{KeyHash, PartitionId};
 use crate::http::Status;
@@ -32,6 +33,15 @@ impl<'a> OwnerIds<'a> {
 impl Serialize for OwnerIds<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.iter())
+    }
+}
+
+/// The node that wrote an item, as the API names it: its id, or the hash of its id in
+/// hexadecimal once it has left and the id is no longer known.
+pub fn origin_name(view: &View, origin: Origin) -> Cow<'_, str> {
+    match view.origin_name(origin) {
+        Some(id) => Cow::Borrowed(id),
+        None => Cow::Owned(origin.node().to_string()),
     }
 }
 
@@ -107,4 +117,18 @@ pub fn members(writer: &mut Writer<'_>) {
         members: members.collect(),
     };
     writer.json(Status::Ok, &body);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_is_no_member_keeps_one_name() {
+        let view = View::alone("here", 1, 8);
+        assert_eq!(origin_name(&view, Origin::of("here", 3)), "here");
+        let name = origin_name(&view, Origin::of("gone", 3));
+        assert_eq!(name, origin_name(&view, Origin::of("gone", 4)));
+        assert!(name.len() == 6 && name.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
 }

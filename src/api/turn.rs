@@ -26,7 +26,7 @@ pub struct Answers {
     /// Bodies by reference, each with its place in `bytes`, in ascending order.
     pub shared: Vec<SharedBody>,
     shared_bytes: usize,
-    /// Where JSON bodies are put together before their head is written.
+    /// Where bodies are put together whose length their head must say.
     pub scratch: Vec<u8>,
 }
 
@@ -65,14 +65,16 @@ impl Answers {
         }
     }
 
-    /// Forgets everything; keeps the buffer if it is small.
+    /// Forgets everything; keeps each buffer that is small.
     pub fn clear(&mut self, capacity_kept: usize) {
         self.shared.clear();
         self.shared_bytes = 0;
-        if self.bytes.capacity() > capacity_kept {
-            self.bytes = Vec::new();
-        } else {
-            self.bytes.clear();
+        for buffer in [&mut self.bytes, &mut self.scratch] {
+            if buffer.capacity() > capacity_kept {
+                *buffer = Vec::new();
+            } else {
+                buffer.clear();
+            }
         }
     }
 
@@ -216,5 +218,20 @@ mod tests {
         assert_eq!(second.shared.len(), 1);
         assert_eq!(second.shared[0].at, 4);
         assert_eq!(second.len(), 10);
+    }
+
+    #[test]
+    fn a_large_answer_leaves_no_large_buffer_behind() {
+        let mut answers = Answers {
+            bytes: vec![0; 1000],
+            scratch: vec![0; 1001],
+            ..Answers::default()
+        };
+        answers.clear(1000);
+        assert!(answers.is_empty());
+        assert_eq!(
+            (answers.bytes.capacity(), answers.scratch.capacity()),
+            (1000, 0)
+        );
     }
 }

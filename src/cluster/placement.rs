@@ -24,7 +24,7 @@
 //! to it exactly the places it wins and no others; the bounds add a little to
 //! that, which the tests limit.
 
-use crate::hash::{PARTITION_COUNT, PartitionId};
+use crate::hash::{PARTITION_COUNT, PartitionId, SPLITMIX64_STEP, splitmix64};
 
 /// The most owners a partition can have.
 pub const OWNERS_MAX: usize = 16;
@@ -354,13 +354,9 @@ fn scrambled_partitions() -> impl Iterator<Item = usize> {
     (0..PARTITION_COUNT).map(|step| step * ORDER_STEP % PARTITION_COUNT)
 }
 
-/// The `n`th number of the SplitMix64 sequence that starts at `base` (Steele,
-/// Lea and Flood, 2014).
+/// The `n`th number of the SplitMix64 sequence that starts at `base`.
 fn scramble(base: u64, n: u64) -> u64 {
-    let mut z = base.wrapping_add((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    splitmix64(base.wrapping_add(n.wrapping_mul(SPLITMIX64_STEP)))
 }
 
 #[cfg(test)]

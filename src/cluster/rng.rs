@@ -1,8 +1,9 @@
 //! Randomness as an argument: a small generator that is seeded once and gives the
 //! same sequence for the same seed.
 
-/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
-/// 2014). For jitter and the choice of peers; never for secrets.
+use crate::hash::{SPLITMIX64_STEP, splitmix64};
+
+/// SplitMix64. For jitter and the choice of peers; never for secrets.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
@@ -14,10 +15,9 @@ impl Rng {
 
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        word ^ (word >> 31)
+        let next = splitmix64(self.0);
+        self.0 = self.0.wrapping_add(SPLITMIX64_STEP);
+        next
     }
 
     /// A number below `n`; 0 when there is none.

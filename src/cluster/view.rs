@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::membership::{Member, Membership, State};
 use super::placement::{OWNERS_MAX, Ring, Table};
-use crate::clock::Origin;
+use crate::clock::{NodeHash, Origin};
 use crate::hash::{PARTITION_COUNT, PartitionId};
 
 /// A node, as this process numbers them.
@@ -30,6 +30,8 @@ impl NodeIx {
 pub struct Node {
     /// Its id.
     pub id: Arc<str>,
+    /// What stands for the id in the origins of its writes.
+    pub hash: NodeHash,
     /// Where peers reach it; a name, to be resolved on each connect.
     pub peer_address: Arc<str>,
     /// Where clients reach it.
@@ -46,6 +48,7 @@ impl From<&Member> for Node {
     fn from(member: &Member) -> Self {
         Self {
             id: Arc::clone(&member.identity.id),
+            hash: NodeHash::of(&member.identity.id),
             peer_address: Arc::clone(&member.identity.peer_address),
             client_address: Arc::clone(&member.identity.client_address),
             state: member.state,
@@ -210,6 +213,7 @@ impl View {
     pub fn alone(id: &str, replication: usize, virtual_nodes: u32) -> Self {
         let node = Node {
             id: Arc::from(id),
+            hash: NodeHash::of(id),
             peer_address: Arc::from(""),
             client_address: Arc::from(""),
             state: State::Alive,
@@ -298,9 +302,10 @@ impl View {
 
     /// The id of the node an origin stands for, if it is known.
     pub fn origin_name(&self, origin: Origin) -> Option<&str> {
+        let hash = origin.node();
         self.nodes()
+            .find(|(_, node)| node.hash == hash)
             .map(|(_, node)| &*node.id)
-            .find(|id| origin.is_of(id))
     }
 
     /// Copies of each key that were asked for; there are no more than members.

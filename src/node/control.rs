@@ -3,7 +3,8 @@
 //!
 //! Membership itself is pure ([`Membership`]); here are its clock, its randomness and
 //! its connections. A message that cannot be sent is lost, as the protocol allows. At
-//! most [`SENDS_MAX`] are on their way to one address.
+//! most [`SENDS_MAX`] are on their way to one address. Connections are kept to members
+//! only: their descriptors would pile up with every node that comes and goes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -84,8 +85,7 @@ pub struct Control {
     mailboxes: Vec<Sender<Message>>,
     dialing: Dialing,
     heartbeat: Duration,
-    idle: RefCell<BTreeMap<Arc<str>, Vec<Client>>>,
-    sending: RefCell<BTreeMap<Arc<str>, usize>>,
+    contacts: RefCell<Contacts<Client>>,
     watchers: RefCell<Vec<Weak<RefCell<Option<Waker>>>>>,
     changes: Cell<u64>,
 }
@@ -110,8 +110,7 @@ impl Control {
             mailboxes: parts.mailboxes,
             dialing: dial.dialing(1),
             heartbeat: parts.heartbeat,
-            idle: RefCell::default(),
-            sending: RefCell::default(),
+            contacts: RefCell::default(),
             watchers: RefCell::default(),
             changes: Cell::new(0),
         })
@@ -170,7 +169,7 @@ impl Control {
 
     /// Answers once nothing is on its way any more: the deadline of each send bounds it.
     async fn tell_when_sent(self: Rc<Self>, told: std::sync::mpsc::Sender<()>) {
-        while self.sending.borrow().values().any(|&count| count > 0) {
+        while self.contacts.borrow().sending() {
             runtime::sleep(TICK_MIN).await;
         }
         let _ = told.send(());
@@ -231,6 +230,9 @@ impl Control {
             .of(&membership, &mut self.placements.borrow_mut());
         let old = self.view.replace(Arc::new(view));
         let new = self.view();
+        self.contacts
+            .borrow_mut()
+            .retain(|address| is_member(&new, address));
         for (ix, node) in new.nodes() {
             let before = old.node(ix).map(|node| node.state);
             if before != Some(node.state) {
@@ -253,52 +255,157 @@ impl Control {
     }
 
     fn send(self: &Rc<Self>, to: Arc<str>, message: &Gossip) {
-        {
-            let mut sending = self.sending.borrow_mut();
-            let count = sending.entry(Arc::clone(&to)).or_default();
-            if *count >= SENDS_MAX {
-                return;
-            }
-            *count += 1;
-        }
+        let Some(idle) = self.contacts.borrow_mut().begin(&to) else {
+            return;
+        };
         let mut body = Vec::new();
         message.encode(&mut body);
         let control = Rc::clone(self);
         runtime::spawn(async move {
-            let idle = control.idle.borrow_mut().get_mut(&to).and_then(Vec::pop);
             let mut client =
                 idle.unwrap_or_else(|| Client::new(control.dialing.clone(), Arc::clone(&to), None));
             let mut request = client.head("POST", MEMBERSHIP_PATH, body.len());
             request.extend_from_slice(&body);
             let answered = client.exchange(request).await;
-            if let Some(count) = control.sending.borrow_mut().get_mut(&to) {
-                *count -= 1;
-            }
+            let kept = answered.is_ok() && is_member(&control.view(), &to);
+            let client = kept.then_some(client);
+            control.contacts.borrow_mut().end(&to, client);
             match answered {
                 Ok(reply) => {
-                    control
-                        .idle
-                        .borrow_mut()
-                        .entry(to)
-                        .or_default()
-                        .push(client);
                     if let Ok(message) = Gossip::decode(&reply) {
                         control.receive(message);
                     }
                 }
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    tracing::error!(address = %to, "a peer refuses our token");
+                }
                 Err(error) => {
-                    if error.kind() == std::io::ErrorKind::PermissionDenied {
-                        tracing::error!(address = %to, "a peer refuses our token");
-                    } else {
-                        tracing::debug!(address = %to, %error, "a member did not answer");
-                    }
-                    control.idle.borrow_mut().remove(&to);
+                    tracing::debug!(address = %to, %error, "a member did not answer");
                 }
             }
         });
     }
 }
 
+fn is_member(view: &View, address: &str) -> bool {
+    view.nodes().any(|(_, node)| &*node.peer_address == address)
+}
+
+/// What is kept for each address that messages go to.
+struct Contacts<C>(BTreeMap<Arc<str>, Contact<C>>);
+
+struct Contact<C> {
+    /// Messages on their way.
+    sending: usize,
+    /// Connections that wait for a message.
+    idle: Vec<C>,
+}
+
+impl<C> Default for Contacts<C> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<C> Contacts<C> {
+    /// Begins to send to an address, over the idle connection that comes with the answer
+    /// if there is one; nothing when [`SENDS_MAX`] messages are on their way there.
+    fn begin(&mut self, to: &Arc<str>) -> Option<Option<C>> {
+        let contact = self.0.entry(Arc::clone(to)).or_insert_with(|| Contact {
+            sending: 0,
+            idle: Vec::new(),
+        });
+        if contact.sending >= SENDS_MAX {
+            return None;
+        }
+        contact.sending += 1;
+        Some(contact.idle.pop())
+    }
+
+    /// A message is no longer on its way. Its connection is kept if it is given; if not,
+    /// none is: what has ended one has most likely ended them all.
+    fn end(&mut self, to: &str, connection: Option<C>) {
+        let Some(contact) = self.0.get_mut(to) else {
+            return;
+        };
+        contact.sending -= 1;
+        match connection {
+            Some(connection) if contact.idle.len() < SENDS_MAX => contact.idle.push(connection),
+            Some(_) => {}
+            None => contact.idle.clear(),
+        }
+        if contact.sending == 0 && contact.idle.is_empty() {
+            self.0.remove(to);
+        }
+    }
+
+    /// Whether a message is on its way to anyone.
+    fn sending(&self) -> bool {
+        self.0.values().any(|contact| contact.sending > 0)
+    }
+
+    /// Keeps no connection to other addresses than these.
+    fn retain(&mut self, is_member: impl Fn(&str) -> bool) {
+        self.0.retain(|address, contact| {
+            if is_member(address) {
+                return true;
+            }
+            contact.idle.clear();
+            contact.sending > 0
+        });
+    }
+}
+
 fn now_ms() -> u64 {
     wall_time().0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_is_used_again_and_one_that_failed_takes_the_others_along() {
+        let to = Arc::from("a:1");
+        let mut contacts = Contacts::default();
+        assert_eq!(contacts.begin(&to), Some(None));
+        assert_eq!(contacts.begin(&to), Some(None));
+        contacts.end(&to, Some("first"));
+        contacts.end(&to, Some("second"));
+        assert!(!contacts.sending());
+        assert_eq!(contacts.begin(&to), Some(Some("second")));
+        contacts.end(&to, None);
+        assert!(contacts.0.is_empty());
+    }
+
+    #[test]
+    fn no_more_messages_are_under_way_to_one_address_than_may_be() {
+        let to = Arc::from("a:1");
+        let mut contacts = Contacts::<()>::default();
+        let begun = (0..2 * SENDS_MAX).filter(|_| contacts.begin(&to).is_some());
+        assert_eq!(begun.count(), SENDS_MAX);
+        contacts.end(&to, None);
+        assert!(contacts.begin(&to).is_some());
+    }
+
+    #[test]
+    fn nothing_is_kept_of_an_address_that_is_no_members() {
+        let (member, gone) = (Arc::from("member:1"), Arc::from("gone:1"));
+        let mut contacts = Contacts::default();
+        for to in [&member, &gone, &gone] {
+            contacts.begin(to);
+        }
+        contacts.end(&member, Some(()));
+        contacts.end(&gone, Some(()));
+        contacts.retain(|address| address == &*member);
+        assert!(contacts.sending(), "one is still under way");
+        assert_eq!(
+            contacts.begin(&gone),
+            Some(None),
+            "its connection is closed"
+        );
+        contacts.end(&gone, None);
+        contacts.end(&gone, None);
+        assert_eq!(contacts.0.keys().collect::<Vec<_>>(), [&member]);
+    }
 }

@@ -6,13 +6,19 @@
 //! run on this thread, so the shard needs no lock; no borrow of it is held across
 //! an await.
 //!
-//! **Backpressure between cores.** For each other core a core holds
-//! [`Credits`]: as many as batches it may have outstanding there. A connection
-//! takes one per batch before it sends and waits when there is none; the credit
-//! returns with the answer. An inbox is as large as all credits of all cores
-//! together with the answers to its own, so sending never finds it full, no core
-//! ever waits to send, and two cores cannot wait for each other in a circle.
-//! A connection that waits for a credit or an answer is not reading.
+//! **Backpressure between cores.** For each other core a core holds [`Credits`]: as
+//! many as messages of one kind it may have outstanding there. A connection takes one
+//! before it sends and waits when there is none; the credit returns with the answer. An
+//! inbox is as large as all credits of all cores together with the answers to its own,
+//! so sending never finds it full and no core ever waits to send. A connection that
+//! waits for a credit or an answer is not reading.
+//!
+//! **Who waits for whom.** A batch of a client may wait for other nodes, at most for the
+//! deadline of requests to peers, and so may whoever waits for its credit. A frame of a
+//! peer is carried out at once by the core that gets it, without asking anyone; it has
+//! credits of its own, because with those of batches its sender could be waiting for a
+//! node that waits for the sender. Scans for listings are the third kind: each core looks
+//! through its own keys. So nodes, like cores, cannot wait for each other in a circle.
 //!
 //! **Stop.** On [`Message::Stop`] the listener closes and connections end after
 //! their current answers; the core reports [`Event::Drained`] when the last is
@@ -21,6 +27,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -63,6 +70,10 @@ const REAP_STEPS: usize = 512;
 /// How many listings one core has under way in another at once.
 const SCANS_MAX: usize = 2;
 
+/// How many frames of peers one core has outstanding at another: they come back after
+/// one turn of that core.
+const FRAMES_MAX: usize = 64;
+
 /// How long to wait after the kernel refused to accept for want of resources.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -89,24 +100,42 @@ pub enum Message {
     Exit,
 }
 
-/// What a core tells the control thread.
+/// What the main thread is told.
 #[derive(Debug)]
 pub enum Event {
-    /// It serves, on this driver.
+    /// A core serves, on this driver.
     Ready(CoreId, runtime::DriverReport),
-    /// It has no connection left after a stop.
+    /// A core has no connection left after a stop.
     Drained(CoreId),
-    /// It has ended; with what went wrong, if anything did.
-    Ended(CoreId, Option<String>),
+    /// A thread has ended; with what went wrong, if anything did.
+    Ended(Thread, Option<String>),
     /// The process got a signal.
     Signal(i32),
+}
+
+/// A thread that a node cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// A data core.
+    Core(CoreId),
+    /// The one that keeps membership and answers the management listener.
+    Control,
+}
+
+impl fmt::Display for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Core(core) => write!(f, "core {}", core.index()),
+            Self::Control => f.write_str("the control thread"),
+        }
+    }
 }
 
 /// How many messages a mailbox must hold on a node of `cores` cores that may
 /// have `depth` batches outstanding between any two (see the module's comment).
 pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
     const CONTROL: usize = 16;
-    2 * (depth + SCANS_MAX) * (cores - 1) + CONTROL
+    2 * (depth + SCANS_MAX + FRAMES_MAX) * (cores - 1) + CONTROL
 }
 
 /// What a core is made of.
@@ -163,6 +192,7 @@ impl Dial {
                 read: timeout,
                 write: timeout,
                 idle: timeout,
+                exchange: timeout,
             }),
             timeout: self.timeout,
             token: self.token.clone(),
@@ -206,6 +236,7 @@ struct Sibling {
     mailbox: Sender<Message>,
     batches: Credits,
     scans: Credits,
+    frames: Credits,
 }
 
 /// Permits for messages to one other core.
@@ -326,6 +357,7 @@ impl Core {
                 mailbox,
                 batches: Credits::new(parts.mailbox_depth),
                 scans: Credits::new(SCANS_MAX),
+                frames: Credits::new(FRAMES_MAX),
             })
             .collect();
         Rc::new(Self {
@@ -391,7 +423,7 @@ impl Core {
                         self.send(home.core, Message::Served(frame, home));
                     }
                     Message::Served(frame, home) => {
-                        self.siblings[home.served_by.index()].batches.release();
+                        self.siblings[home.served_by.index()].frames.release();
                         if let Some(reply) = self.reply(home.reply) {
                             reply.frames.borrow_mut().push(*frame);
                             reply.arrived();
@@ -459,9 +491,8 @@ impl Core {
         let started = Instant::now();
         loop {
             runtime::sleep(CLUSTER_TICK).await;
-            if self.view().solo() {
-                continue;
-            }
+            // On a node alone as well: what was sent to a peer before it vanished still
+            // waits for its deadline.
             let now = wall_time();
             let elapsed_ms = started.elapsed().as_millis() as u64;
             self.dialing.deadlines.sweep(elapsed_ms);
@@ -710,7 +741,7 @@ impl Core {
                 done.push(frame);
                 continue;
             }
-            self.siblings[core.index()].batches.acquire().await;
+            self.siblings[core.index()].frames.acquire().await;
             link.reply.expect_one();
             let home = self.home(link, core);
             self.send(core, Message::Serve(Box::new(frame), home));

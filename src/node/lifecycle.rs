@@ -6,12 +6,14 @@
 //!     -> Exit to all cores -> all Ended -> exit code 0
 //! ```
 //!
-//! A second signal ends the process at once with 128 + its number. A core that
-//! ends by itself ends the process with a failure: a node without one of its
-//! shards must not go on as if nothing had happened.
+//! A second signal ends the process at once with 128 + its number. A core, or the
+//! control thread, that ends by itself ends the process with a failure: a node without
+//! one of its shards, or with a view that never changes again, must not go on as if
+//! nothing had happened.
 //!
-//! The calling thread becomes the control thread: it waits for events and does
-//! nothing else, so it is never in the way of a data core.
+//! The calling thread, the main thread, waits for events and does nothing else, so it
+//! is never in the way of a data core. The control thread is another
+//! ([`super::control`]).
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -28,7 +30,7 @@ use signal_hook::iterator::Signals;
 
 use super::connection::Limits;
 use super::control::{Control, ControlMessage, ControlParts};
-use super::core::{Core, Dial, Event, Message, Parts, mailbox_capacity, wall_time};
+use super::core::{Core, Dial, Event, Message, Parts, Thread, mailbox_capacity, wall_time};
 use super::readiness::Readiness;
 use crate::api::{Api, NodeFacts};
 use crate::clock::Origin;
@@ -214,6 +216,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         readiness: Arc::clone(&readiness),
         control: control_parts,
         inbox: control_inbox,
+        events,
     })?;
     tracing::info!(
         api = %client_address,
@@ -235,14 +238,14 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         tracing::warn!("no peer token is configured: whoever reaches the peer listener may write");
     }
 
-    let control = Lifecycle {
+    let main = MainThread {
         inbox,
         control: control_sender,
         cores,
         mailboxes,
         stopping,
     };
-    Ok(control.until_stopped(settings.shutdown_timeout, threads))
+    Ok(main.until_stopped(settings.shutdown_timeout, threads))
 }
 
 fn plan_cores(settings: &Settings) -> Result<CorePlan, StartError> {
@@ -456,6 +459,7 @@ fn timeouts(settings: &Settings) -> Timeouts {
         read: settings.read_timeout,
         write: settings.write_timeout,
         idle: settings.idle_timeout,
+        exchange: settings.peer_timeout,
     }
 }
 
@@ -490,23 +494,31 @@ fn start_core(
         .name(format!("core-{}", core.index()))
         .spawn(move || {
             let ready = events.clone();
-            let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            run_thread(Thread::Core(core), &events, || {
                 runtime::run_core(cpu, choice, |report| async move {
                     let listener = Listener::from_std(listeners.0)?;
                     let peer_listener = Listener::from_std(listeners.1)?;
                     let _ = ready.send(Event::Ready(core, report));
                     Core::new(parts).run(listener, peer_listener, inbox).await;
-                    Ok::<(), io::Error>(())
+                    Ok(())
                 })
-            }));
-            let problem = match served {
-                Ok(Ok(Ok(()))) => None,
-                Ok(Ok(Err(error)) | Err(error)) => Some(error.to_string()),
-                Err(_) => Some("it panicked".to_owned()),
-            };
-            let _ = events.send(Event::Ended(core, problem));
+            });
         })
         .map_err(|error| cannot(format!("cannot start a thread: {error}")))
+}
+
+/// Does a thread's work and tells the main thread when it has ended, however it has.
+fn run_thread(
+    thread: Thread,
+    events: &mpsc::Sender<Event>,
+    work: impl FnOnce() -> io::Result<io::Result<()>>,
+) {
+    let problem = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(Ok(Ok(()))) => None,
+        Ok(Ok(Err(error)) | Err(error)) => Some(error.to_string()),
+        Err(_) => Some("it panicked".to_owned()),
+    };
+    let _ = events.send(Event::Ended(thread, problem));
 }
 
 fn wait_until_ready(
@@ -517,12 +529,9 @@ fn wait_until_ready(
     while reports.len() < cores.get() {
         match inbox.recv() {
             Ok(Event::Ready(_, report)) => reports.push(report),
-            Ok(Event::Ended(core, problem)) => {
+            Ok(Event::Ended(thread, problem)) => {
                 let problem = problem.unwrap_or_else(|| "it ended at once".to_owned());
-                return Err(cannot(format!(
-                    "core {} did not start: {problem}",
-                    core.index()
-                )));
+                return Err(cannot(format!("{thread} did not start: {problem}")));
             }
             Ok(Event::Signal(signal)) => std::process::exit(128 + signal),
             Ok(Event::Drained(_)) => {}
@@ -532,7 +541,7 @@ fn wait_until_ready(
     Ok(reports)
 }
 
-/// What the management thread is made of.
+/// What the control thread is made of, and the listener it answers.
 struct ManagementParts {
     listener: TcpListener,
     limits: Limits,
@@ -545,6 +554,7 @@ struct ManagementParts {
     readiness: Arc<Readiness>,
     control: ControlParts,
     inbox: Receiver<ControlMessage>,
+    events: mpsc::Sender<Event>,
 }
 
 /// Starts the thread that keeps membership and answers the management listener.
@@ -552,31 +562,30 @@ fn start_management(parts: ManagementParts) -> Result<(), StartError> {
     thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
-            let served = runtime::run_core(None, parts.choice, |_| async move {
-                let control = Control::new(parts.control);
-                let management = Management {
-                    facts: parts.facts,
-                    exposition: parts.exposition,
-                    cluster_counts: parts.cluster_counts,
-                    stopping: parts.stopping,
-                    readiness: parts.readiness,
-                    control: Rc::clone(&control),
-                };
-                runtime::spawn(control.run(parts.inbox));
-                let listener = Listener::from_std(parts.listener)?;
-                management.run(listener, parts.limits, parts.timeouts).await;
-                Ok::<(), io::Error>(())
+            run_thread(Thread::Control, &parts.events, || {
+                runtime::run_core(None, parts.choice, |_| async move {
+                    let control = Control::new(parts.control);
+                    let management = Management {
+                        facts: parts.facts,
+                        exposition: parts.exposition,
+                        cluster_counts: parts.cluster_counts,
+                        stopping: parts.stopping,
+                        readiness: parts.readiness,
+                        control: Rc::clone(&control),
+                    };
+                    runtime::spawn(control.run(parts.inbox));
+                    let listener = Listener::from_std(parts.listener)?;
+                    management.run(listener, parts.limits, parts.timeouts).await;
+                    Ok(())
+                })
             });
-            if let Ok(Err(error)) | Err(error) = served {
-                tracing::error!(%error, "the control thread ended");
-            }
         })
         .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
     Ok(())
 }
 
-/// The control thread's view of a serving node.
-struct Lifecycle {
+/// What the main thread needs to stop a serving node.
+struct MainThread {
     inbox: mpsc::Receiver<Event>,
     control: runtime::Sender<ControlMessage>,
     cores: CoreCount,
@@ -584,7 +593,7 @@ struct Lifecycle {
     stopping: Arc<AtomicBool>,
 }
 
-impl Lifecycle {
+impl MainThread {
     fn until_stopped(self, deadline: Duration, threads: Vec<thread::JoinHandle<()>>) -> ExitCode {
         loop {
             match self.inbox.recv() {
@@ -592,7 +601,7 @@ impl Lifecycle {
                     tracing::info!(signal, "stopping");
                     return self.stop(deadline, threads);
                 }
-                Ok(Event::Ended(core, problem)) => return died(core, problem),
+                Ok(Event::Ended(thread, problem)) => return died(thread, problem),
                 Ok(Event::Ready(..) | Event::Drained(_)) => {}
                 Err(_) => return ExitCode::FAILURE,
             }
@@ -611,7 +620,7 @@ impl Lifecycle {
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
                 Ok(Event::Drained(core)) => drained[core.index()] = true,
-                Ok(Event::Ended(core, problem)) => return died(core, problem),
+                Ok(Event::Ended(thread, problem)) => return died(thread, problem),
                 Ok(Event::Signal(signal)) => second_signal(signal),
                 Ok(Event::Ready(..)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -632,8 +641,8 @@ impl Lifecycle {
                 .inbox
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(Event::Ended(_, None)) => running -= 1,
-                Ok(Event::Ended(core, problem)) => return died(core, problem),
+                Ok(Event::Ended(Thread::Core(_), None)) => running -= 1,
+                Ok(Event::Ended(thread, problem)) => return died(thread, problem),
                 Ok(Event::Signal(signal)) => second_signal(signal),
                 Ok(Event::Ready(..) | Event::Drained(_)) => {}
                 Err(_) => return ExitCode::SUCCESS,
@@ -658,19 +667,15 @@ impl Lifecycle {
     fn tell_all(&self, message: impl Fn() -> Message) {
         for (core, mailbox) in self.mailboxes.iter().enumerate() {
             if mailbox.try_send(message()).is_err() {
-                tracing::error!(core, "a mailbox refused a message of the control thread");
+                tracing::error!(core, "a mailbox refused a message of the main thread");
             }
         }
     }
 }
 
-fn died(core: CoreId, problem: Option<String>) -> ExitCode {
-    let problem = problem.unwrap_or_default();
-    tracing::error!(
-        core = core.index(),
-        problem,
-        "a core ended: this node cannot go on"
-    );
+fn died(thread: Thread, problem: Option<String>) -> ExitCode {
+    let problem = problem.unwrap_or_else(|| "it ended by itself".to_owned());
+    tracing::error!(%thread, problem, "a thread ended: this node cannot go on");
     ExitCode::FAILURE
 }
 

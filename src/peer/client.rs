@@ -5,13 +5,17 @@
 //! an answer came, is tried once more on a fresh one: the peer may just have closed
 //! it, and everything peers say to each other may be said twice.
 //!
-//! Deadlines are kept by the core's [`Deadlines`]: an overdue connection is shut down,
-//! so that the pending call ends by itself.
+//! **Deadlines.** Resolving the address and connecting take at most
+//! [`Dialing::timeout`] together; writing a request and reading its answer take at most
+//! [`Timeouts::exchange`](crate::runtime::Timeouts) together. A request on a fresh
+//! connection so ends within both; one that is tried once more, within another exchange
+//! and both. The second is kept by the core's [`Deadlines`], to a tick: an overdue
+//! connection is shut down, so that the pending call ends by itself.
 
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::token::PeerToken;
 use crate::runtime::{self, Deadlines, Steering, Stream, Wait, Watch};
@@ -29,7 +33,7 @@ const READ_BYTES: usize = 16 << 10;
 pub struct Dialing {
     /// Who keeps their deadlines.
     pub deadlines: Rc<Deadlines>,
-    /// How long a connect may take.
+    /// How long it may take to resolve an address and to connect to it.
     pub timeout: Duration,
     /// The cluster's secret.
     pub token: PeerToken,
@@ -126,21 +130,23 @@ impl Client {
         let Some((stream, watch)) = &mut self.open else {
             return Err((broken("not connected"), request));
         };
-        watch.wait_for(Wait::Write);
+        watch.wait_for(Wait::Exchange);
         let (written, request) = stream.write_all(request).await;
         if let Err(error) = written {
             return Err((error, request));
         }
-        watch.wait_for(Wait::Request);
-        match self.read_answer().await {
-            Ok(body) => {
-                if let Some((_, watch)) = &self.open {
-                    watch.wait_for(Wait::Nothing);
-                }
-                Ok(body)
-            }
-            Err(error) => Err((error, request)),
+        let body = match self.read_answer().await {
+            Ok(body) => body,
+            Err(error) => return Err((error, request)),
+        };
+        if self.timed_out() {
+            // The answer was there already when the connection was shut down.
+            self.open = None;
         }
+        if let Some((_, watch)) = &self.open {
+            watch.wait_for(Wait::Nothing);
+        }
+        Ok(body)
     }
 
     async fn connect(&mut self) -> io::Result<()> {
@@ -148,8 +154,10 @@ impl Client {
             return Ok(());
         }
         self.buffer.clear();
-        let address = runtime::resolve(&self.address).await?;
-        let stream = runtime::connect(address, self.dialing.timeout, self.steering).await?;
+        let (begun, limit) = (Instant::now(), self.dialing.timeout);
+        let address = runtime::resolve(&self.address, limit).await?;
+        let left = limit.saturating_sub(begun.elapsed());
+        let stream = runtime::connect(address, left, self.steering).await?;
         let watch = self.dialing.deadlines.watch(stream.aborter());
         self.open = Some((stream, watch));
         Ok(())

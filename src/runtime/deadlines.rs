@@ -27,6 +27,8 @@ pub struct Timeouts {
     pub write: Duration,
     /// For the next request.
     pub idle: Duration,
+    /// For a peer to take a request of ours and to answer it.
+    pub exchange: Duration,
 }
 
 /// After an answer that closes the connection, how long the client may take to
@@ -46,6 +48,8 @@ pub enum Wait {
     Write,
     /// The client to close after the last answer.
     Linger,
+    /// A peer to take a request of ours and to answer it.
+    Exchange,
 }
 
 struct Entry {
@@ -157,7 +161,7 @@ fn cut(entry: &Entry) {
         Wait::Nothing => {}
         // Reading only: a request that did not arrive in time still gets its 408.
         Wait::Idle | Wait::Request | Wait::Linger => aborter.shutdown_read(),
-        Wait::Write => aborter.shutdown_both(),
+        Wait::Write | Wait::Exchange => aborter.shutdown_both(),
     }
 }
 
@@ -178,6 +182,7 @@ impl Watch {
             Wait::Request => Some(timeouts.read),
             Wait::Write => Some(timeouts.write),
             Wait::Linger => Some(LINGER),
+            Wait::Exchange => Some(timeouts.exchange),
         };
         let mut entries = self.deadlines.entries.borrow_mut();
         let entry = &mut entries[self.index];

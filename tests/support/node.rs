@@ -58,14 +58,23 @@ impl Node {
     }
 
     /// Starts a node and waits until it says that it serves.
-    pub fn spawn(mut command: Command) -> Self {
+    pub fn spawn(command: Command) -> Self {
+        Self::try_spawn(command)
+            .unwrap_or_else(|seen| panic!("the node ended before it served:\n{seen}"))
+    }
+
+    /// The same for a node that may end before: then what it has logged.
+    pub fn try_spawn(mut command: Command) -> Result<Self, String> {
         let mut child = command.spawn().expect("the node starts");
         let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let mut seen = String::new();
         loop {
             let mut line = String::new();
             let read = stderr.read_line(&mut line).expect("logs are readable");
-            assert!(read > 0, "the node ended before it served:\n{seen}");
+            if read == 0 {
+                child.wait().expect("the node ends");
+                return Err(seen);
+            }
             seen.push_str(&line);
             let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else {
                 continue;
@@ -82,14 +91,14 @@ impl Node {
                         log.push('\n');
                     }
                 });
-                return Self {
+                return Ok(Self {
                     child,
                     logs,
                     log_reader: Some(log_reader),
                     api,
                     mgmt,
                     serving: event,
-                };
+                });
             }
         }
     }
