@@ -158,8 +158,12 @@ impl Control {
                         }
                     }
                     ControlMessage::Leave(told) => {
-                        self.membership.borrow_mut().leave(now_ms());
-                        self.act();
+                        // A node alone has nobody to tell, and what is in flight still
+                        // needs an owner.
+                        if !self.view().solo() {
+                            self.membership.borrow_mut().leave(now_ms());
+                            self.act();
+                        }
                         runtime::spawn(Rc::clone(&self).tell_when_sent(told));
                     }
                 }
