@@ -25,6 +25,12 @@ use crate::runtime::{self, Giver, Receiver, Sender};
 /// Membership messages on their way to one address.
 const SENDS_MAX: usize = 8;
 
+/// Views that may wait in the mailbox of one core; the next is the newest by then.
+const VIEWS_WAITING_MAX: usize = 4;
+
+/// How often a node that knows no cluster says so.
+const WAITING_COMPLAINT: Duration = Duration::from_secs(10);
+
 /// The shortest time between two looks at the clock.
 const TICK_MIN: Duration = Duration::from_millis(5);
 
@@ -82,6 +88,8 @@ pub struct Control {
     view: RefCell<Arc<View>>,
     /// Cores that have not been given the newest view.
     untold: RefCell<Vec<usize>>,
+    /// For each core, as many more references as views wait in its mailbox.
+    views_waiting: Vec<Arc<()>>,
     mailboxes: Vec<Sender<Message>>,
     dialing: Dialing,
     heartbeat: Duration,
@@ -107,6 +115,7 @@ impl Control {
             views: RefCell::new(parts.views),
             placements: RefCell::default(),
             untold: RefCell::new((0..parts.mailboxes.len()).collect()),
+            views_waiting: parts.mailboxes.iter().map(|_| Arc::default()).collect(),
             mailboxes: parts.mailboxes,
             dialing: dial.dialing(1),
             heartbeat: parts.heartbeat,
@@ -183,7 +192,17 @@ impl Control {
         let started = Instant::now();
         let interval = (self.heartbeat / 10).max(TICK_MIN);
         self.act();
+        let mut next_complaint = WAITING_COMPLAINT;
         loop {
+            if started.elapsed() >= next_complaint && !self.view().joined() {
+                next_complaint += WAITING_COMPLAINT;
+                let (met, seeds) = self.membership.borrow().seeds_met();
+                tracing::warn!(
+                    met,
+                    seeds,
+                    "waiting for seeds: this node knows no cluster yet"
+                );
+            }
             self.membership
                 .borrow_mut()
                 .tick(now_ms(), &mut self.rng.borrow_mut());
@@ -220,9 +239,13 @@ impl Control {
         }
         let view = self.view();
         self.untold.borrow_mut().retain(|&core| {
-            self.mailboxes[core]
-                .try_send(Message::View(Arc::clone(&view)))
-                .is_err()
+            let waiting = &self.views_waiting[core];
+            // What is left of the mailbox belongs to those that hold credits.
+            if Arc::strong_count(waiting) > VIEWS_WAITING_MAX {
+                return true;
+            }
+            let message = Message::View(Arc::clone(&view), Arc::clone(waiting));
+            self.mailboxes[core].try_send(message).is_err()
         });
     }
 

@@ -92,8 +92,8 @@ pub enum Message {
     Serve(Box<PeerFrame>, Home),
     /// What another node asked of another core, carried out.
     Served(Box<PeerFrame>, Home),
-    /// The cluster has changed.
-    View(Arc<View>),
+    /// The cluster has changed. The second counts messages of this kind that wait here.
+    View(Arc<View>, Arc<()>),
     /// Accept nothing more, end connections as they fall idle.
     Stop,
     /// End now.
@@ -429,7 +429,7 @@ impl Core {
                             reply.arrived();
                         }
                     }
-                    Message::View(view) => self.set_view(view),
+                    Message::View(view, _) => self.set_view(view),
                     Message::Stop => {
                         closer.close();
                         self.deadlines.stop();
