@@ -43,25 +43,8 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
     let five = Cluster::start(5, &[], &[0])?;
     // Not to be moved with its threads: the clusters' pipes are read by those.
     pin(1);
-    let put = Load {
-        targets: vec![single.address.clone()],
-        protocol: Protocol::Http,
-        put: true,
-        connections: 64,
-        pipeline: 1,
-        keys: (0..10_000).collect(),
-        value_bytes: 100,
-        locality: Locality::Any,
-        duration,
-    };
-    let put_three = Load {
-        targets: three
-            .addresses
-            .iter()
-            .map(|node| node.api.clone())
-            .collect(),
-        ..put.clone()
-    };
+    let put = puts(vec![single.address.clone()], duration);
+    let put_three = puts(clients_of(&three), duration);
     let (owned, foreign): (Vec<usize>, Vec<usize>) = {
         let mut owned = Vec::new();
         let mut foreign = Vec::new();
@@ -155,6 +138,26 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// PUTs of 100 bytes over 64 connections.
+fn puts(targets: Vec<String>, duration: Duration) -> Load {
+    Load {
+        targets,
+        protocol: Protocol::Http,
+        put: true,
+        connections: 64,
+        pipeline: 1,
+        keys: (0..10_000).collect(),
+        value_bytes: 100,
+        locality: Locality::Any,
+        duration,
+    }
+}
+
+fn clients_of(cluster: &Cluster) -> Vec<String> {
+    let nodes = cluster.addresses.iter();
+    nodes.map(|node| node.api.clone()).collect()
+}
+
 /// Stops the processes of all groups but the one, which goes on.
 fn stop_all_but(running: &[u32], groups: [&[u32]; 3]) {
     for group in groups {
@@ -173,21 +176,7 @@ fn stop_all_but(running: &[u32], groups: [&[u32]; 3]) {
 /// Whether frames reach the core they are for, where nodes have as many cores.
 fn measure_hops(duration: Duration) -> io::Result<()> {
     let cluster = Cluster::start(3, &[("HYPERCACHE_CORES", "2")], EVERY_CPU)?;
-    let load = Load {
-        targets: cluster
-            .addresses
-            .iter()
-            .map(|node| node.api.clone())
-            .collect(),
-        protocol: Protocol::Http,
-        put: true,
-        connections: 64,
-        pipeline: 1,
-        keys: (0..10_000).collect(),
-        value_bytes: 100,
-        locality: Locality::Any,
-        duration,
-    };
+    let load = puts(clients_of(&cluster), duration);
     load.run(&cluster.pids())?;
     let frames = cluster.prometheus("hypercache_peer_frames_total")?;
     let hopped = cluster.prometheus("hypercache_peer_frames_hopped_total")?;
@@ -220,10 +209,8 @@ fn measure_loss(rounds: u64, how: &str, signal: i32) -> io::Result<()> {
     let mut requests = Rounds::default();
     for _ in 0..rounds {
         let cluster = Cluster::start(5, &[], EVERY_CPU)?;
-        let targets: Vec<String> = cluster.addresses[..4]
-            .iter()
-            .map(|node| node.api.clone())
-            .collect();
+        let mut targets = clients_of(&cluster);
+        targets.truncate(4);
         let over = AtomicBool::new(false);
         let (lost, seen) = std::thread::scope(|scope| {
             let clients: Vec<_> = (0..CLIENTS)
