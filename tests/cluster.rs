@@ -72,6 +72,27 @@ fn any_node_serves_any_key() {
     }
 }
 
+/// Where containers' seccomp profiles refuse io_uring.
+#[cfg(not(feature = "glommio"))]
+#[test]
+fn a_cluster_on_epoll_outlives_a_node_as_well() {
+    let mut cluster = Cluster::start(3, &[("HYPERCACHE_IO_DRIVER", "epoll")]);
+    let keys: Vec<String> = (0..100).map(|number| format!("key-{number}")).collect();
+    for (number, key) in keys.iter().enumerate() {
+        let mut client = cluster.connect(number % 3);
+        done(at(&mut client, ALL, "PUT", key, key.as_bytes()));
+    }
+    cluster.kill(1);
+    for node in [0, 2] {
+        let mut client = cluster.connect(node);
+        for key in &keys {
+            let found = at(&mut client, QUORUM, "GET", key, b"");
+            assert_eq!(found.body, key.as_bytes());
+            done(at(&mut client, QUORUM, "PUT", key, key.as_bytes()));
+        }
+    }
+}
+
 #[test]
 fn all_nodes_agree_on_the_owners() {
     let cluster = Cluster::start(5, &[]);
