@@ -95,11 +95,11 @@ impl ApiError {
     pub fn unreached(writes: bool, reached: usize, needed: usize) -> Self {
         let message = if writes {
             format!(
-                "the write is not acknowledged: {reached} of {needed} owners took it; it may \
-                 survive or be lost"
+                "not acknowledged: when too few owners were left, {reached} of the {needed} \
+                 needed had taken the write; it may survive or be lost"
             )
         } else {
-            format!("{reached} of {needed} owners answered")
+            format!("too few owners can be reached: {reached} of the {needed} needed answered")
         };
         let mut error = Self::unavailable(message);
         error.details = Some(Details { reached, needed });
