@@ -740,3 +740,6 @@ fn found(item: Option<ItemView<'_>>) -> Outcome<ValueView<'_>> {
         None => Outcome::Missing,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::clock::Origin;
+use crate::cluster::membership::State;
+use crate::cluster::message::{FORMAT, Held, HeldBody, WriteOp};
+use crate::cluster::replica::REPLY_BYTES_MAX;
+use crate::cluster::view::{Node, Parts, Placements};
+use crate::operations::{Exchange, Ticket};
+use crate::store::{EvictionPolicy, Shard, ShardConfig, ValueIn};
+
+const NOW: UnixMs = UnixMs(1_800_000_000_000);
+const SKEW_MS: u64 = 10_000;
+
+fn coordinator(id: &str, view: &Arc<View>) -> Coordinator {
+    let shard = Shard::new(ShardConfig {
+        cores: CoreCount::ONE,
+        core: CoreId::new(0),
+        items_max: 0,
+        bytes_max: 64 << 20,
+        value_bytes_max: 2 << 20,
+        tombstones_max: 100,
+        eviction: EvictionPolicy::default(),
+    });
+    let config = Config {
+        core: CoreId::new(0),
+        cores: CoreCount::ONE,
+        hints: HintLimits {
+            ttl_ms: 30_000,
+            per_node: 100,
+            per_node_bytes: 1 << 20,
+            total: 100,
+            total_bytes: 1 << 20,
+        },
+        hint_replay_ms: 200,
+        clock_skew_ms_max: SKEW_MS,
+        sync_interval_ms: 10_000,
+        sync_interval_ms_max: 10_000,
+        bootstrap_timeout_ms: 30_000,
+    };
+    let local = LocalStore::new(shard.unwrap(), Origin::of(id, 0), 60_000);
+    Coordinator::new(config, local, Arc::clone(view), 1, NOW)
+}
+
+/// Nodes `n0`, `n1`, …, seen by the first; every one of them owns everything.
+fn view(count: u16) -> Arc<View> {
+    let node = |index: u16| {
+        let id = format!("n{index}");
+        let node = Node {
+            hash: crate::clock::NodeHash::of(&id),
+            id: Arc::from(id),
+            peer_address: Arc::from("peer:1"),
+            client_address: Arc::from("client:1"),
+            state: State::Alive,
+            incarnation: 1,
+            placed: true,
+        };
+        (NodeIx(index), node)
+    };
+    let parts = Parts {
+        version: 1,
+        me: NodeIx(0),
+        nodes: (0..count).map(node).collect(),
+        replication: usize::from(count),
+        virtual_nodes: 8,
+        joined: true,
+    };
+    Arc::new(View::new(parts, &mut Placements::default()))
+}
+
+/// Starts one operation, which has to wait for other nodes.
+fn start(cluster: &mut Coordinator, action: Action<'_>, level: Consistency) -> (Exchange, Ticket) {
+    let mut exchange = Exchange::new(CoreCount::ONE);
+    let operation = Operation {
+        hash: KeyHash::of(b"k"),
+        key: b"k",
+        action,
+        consistency: level,
+    };
+    let ticket = exchange.add(CoreId::new(0), operation);
+    let home = Home {
+        core: CoreId::new(0),
+        reply: 0,
+        served_by: CoreId::new(0),
+    };
+    let batch = exchange.take(0).unwrap();
+    assert!(cluster.run(batch, home, NOW).is_none(), "it waits");
+    (exchange, ticket)
+}
+
+/// What became of it: nothing while it waits still.
+fn outcome_of(cluster: &mut Coordinator, started: (Exchange, Ticket)) -> Option<String> {
+    let (mut exchange, ticket) = started;
+    let mut finished = Vec::new();
+    cluster.take_finished(&mut finished);
+    exchange.put_back(finished.pop()?.0);
+    exchange
+        .outcome(ticket)
+        .map(|(_, outcome)| format!("{outcome:?}"))
+}
+
+/// Has a node answer the one operation of its frame.
+fn answer(cluster: &mut Coordinator, node: u16, answer: &Answer<'_>) {
+    let (sequence, frame) = cluster.poll(NodeIx(node), Lane::Data).expect("a frame");
+    assert_eq!(Frames::new(frame).unwrap().count(), 1);
+    let mut reply = vec![FORMAT];
+    answer.encode(&mut reply);
+    cluster.answered(NodeIx(node), Lane::Data, sequence, &reply, NOW);
+}
+
+fn held(version: Version, body: HeldBody<'static>) -> Answer<'static> {
+    Answer::Read {
+        holding: true,
+        held: Some(Held {
+            version,
+            origin: Origin(9),
+            expires_at: None,
+            body,
+        }),
+    }
+}
+
+fn put() -> Action<'static> {
+    Action::Put {
+        value: ValueIn::Bytes(b"v"),
+        expires_at: None,
+    }
+}
+
+#[test]
+fn the_answer_to_a_frame_of_large_values_is_bounded_and_the_rest_is_told_to_ask_again() {
+    let mut cluster = coordinator("n0", &Arc::new(View::alone("n0", 3, 8)));
+    let value = vec![7; 1 << 20];
+    let mut frame = vec![FORMAT];
+    for number in 0..20_u8 {
+        let key = [number];
+        let stored =
+            cluster
+                .local_mut()
+                .put(KeyHash::of(&key), &key, ValueIn::Bytes(&value), None, NOW);
+        stored.unwrap();
+        PeerOp::Read {
+            key: &key,
+            value: true,
+        }
+        .encode(&mut frame);
+    }
+    let mut reply = Vec::new();
+    cluster.serve(&frame, NOW, &mut reply).unwrap();
+    assert!(reply.len() < REPLY_BYTES_MAX + 2 * value.len());
+    let later = Frames::new(&reply)
+        .unwrap()
+        .map(|body| Answer::decode(body.unwrap()).unwrap())
+        .skip_while(|answer| matches!(answer, Answer::Read { held: Some(_), .. }));
+    let later: Vec<_> = later.collect();
+    assert_eq!(later, [Answer::Refused(Refusal::Later); 12]);
+}
+
+#[test]
+fn a_read_that_was_put_off_is_asked_again() {
+    let mut cluster = coordinator("n0", &view(3));
+    let started = start(&mut cluster, Action::Get, Consistency::One);
+    // The first owner that is asked, whichever it is.
+    let asked = |cluster: &mut Coordinator| {
+        (1..3)
+            .find(|&node| !cluster.links[usize::from(node)].data.is_idle())
+            .expect("an owner is asked")
+    };
+    let node = asked(&mut cluster);
+    answer(&mut cluster, node, &Answer::Refused(Refusal::Later));
+    assert_eq!(asked(&mut cluster), node);
+    let version = Version::at(NOW);
+    answer(&mut cluster, node, &held(version, HeldBody::Value(b"v")));
+    let outcome = outcome_of(&mut cluster, started).unwrap();
+    assert!(outcome.starts_with("Found"), "{outcome}");
+}
+
+#[test]
+fn a_version_from_a_clock_that_is_wrong_is_not_believed_and_moves_no_clock() {
+    let wrong = Version::at(NOW).later(SKEW_MS + 1_000);
+    let mut cluster = coordinator("n0", &view(3));
+    let started = start(&mut cluster, Action::Get, Consistency::Quorum);
+    answer(&mut cluster, 1, &held(wrong, HeldBody::Value(b"v")));
+    answer(&mut cluster, 2, &held(wrong, HeldBody::Omitted));
+    let outcome = outcome_of(&mut cluster, started).unwrap();
+    assert!(outcome.starts_with("Unreached"), "{outcome}");
+
+    let started = start(&mut cluster, put(), Consistency::Quorum);
+    let stale = Answer::Stale {
+        holding: true,
+        version: wrong,
+        origin: Origin(9),
+    };
+    answer(&mut cluster, 1, &stale);
+    answer(&mut cluster, 2, &stale);
+    let outcome = outcome_of(&mut cluster, started).unwrap();
+    assert!(outcome.starts_with("Unreached"), "{outcome}");
+    assert!(cluster.local_mut().stamp(NOW) < Version::at(NOW).later(1));
+    // With the first answer each was lost already.
+    assert_eq!(cluster.counters().clock_skew_refused, 2);
+}
+
+#[test]
+fn a_write_that_loses_a_tie_is_stamped_again_until_it_is_taken_or_given_up() {
+    let mut cluster = coordinator("n0", &view(3));
+    // Before it holds the partition its own copy does not count.
+    let _ = start(&mut cluster, put(), Consistency::Quorum);
+    let mut stamps = Vec::new();
+    while let Some((first, frame)) = cluster.poll(NodeIx(1), Lane::Data) {
+        let body = Frames::new(frame).unwrap().next().unwrap().unwrap();
+        let PeerOp::Write(WriteOp { version, .. }) = PeerOp::decode(body).unwrap() else {
+            panic!("another operation");
+        };
+        stamps.push(version);
+        // The same version of an origin that comes before ours.
+        let mut reply = vec![FORMAT];
+        Answer::Stale {
+            holding: true,
+            version,
+            origin: Origin(0),
+        }
+        .encode(&mut reply);
+        cluster.answered(NodeIx(1), Lane::Data, first, &reply, NOW);
+        let (second, _) = cluster.poll(NodeIx(2), Lane::Data).unwrap();
+        cluster.answered(NodeIx(2), Lane::Data, second, &reply, NOW);
+    }
+    assert_eq!(stamps.len() as u32, 1 + RESTAMPS_MAX);
+    assert!(stamps.is_sorted_by(|one, next| one < next));
+    assert_eq!(cluster.counters().write_quorum_failures, 1);
+    assert_eq!(cluster.counters().write_acks, 0);
+}
