@@ -377,6 +377,32 @@ fn reference_defect_05_hints_bring_writes_and_deletes_to_a_node_that_was_away() 
 }
 
 #[test]
+fn reference_defect_04_replicas_are_compared_without_being_asked() {
+    // No hint lives long enough to be replayed.
+    let cluster = Cluster::start(3, &[("HYPERCACHE_HINT_TTL", "1ms")]);
+    let keys: Vec<String> = (0..50).map(|number| format!("key-{number}")).collect();
+    let mut client = cluster.connect(0);
+    for key in &keys {
+        done(at(&mut client, ALL, "PUT", key, b"old"));
+    }
+    cluster.node(2).signal(libc::SIGSTOP);
+    cluster.await_state(0, 2, "dead");
+    for key in &keys {
+        done(at(&mut client, QUORUM, "PUT", key, b"new"));
+    }
+    until("the hints have expired", || {
+        cluster.metric(0, "HintedExpired") >= 50 && cluster.metric(0, "HintsKept") == 0
+    });
+    cluster.node(2).signal(libc::SIGCONT);
+    let mut back = cluster.connect(2);
+    until("the node has caught up", || {
+        keys.iter()
+            .all(|key| at(&mut back, ONE, "GET", key, b"").body == b"new")
+    });
+    assert_eq!(cluster.metric(0, "HintedReplayed"), 0);
+}
+
+#[test]
 fn reference_defect_02_a_restarted_node_writes_newer_versions() {
     let mut cluster = Cluster::start(3, &[]);
     for number in 0..20 {
@@ -399,7 +425,7 @@ fn reference_defect_02_a_restarted_node_writes_newer_versions() {
 }
 
 #[test]
-fn a_node_that_restarts_empty_gets_its_data_back() {
+fn reference_defect_03_a_node_that_restarts_empty_gets_its_data_back_and_deletes_nothing() {
     let mut cluster = Cluster::start(3, &[]);
     for number in 0..300 {
         let key = format!("key-{number}");

@@ -44,6 +44,11 @@ fn coordinator(id: &str, view: &Arc<View>) -> Coordinator {
 
 /// Nodes `n0`, `n1`, …, seen by the first; every one of them owns everything.
 fn view(count: u16) -> Arc<View> {
+    view_of(0, count, count)
+}
+
+/// The same seen by one of them, with fewer owners.
+fn view_of(me: u16, count: u16, replication: u16) -> Arc<View> {
     let node = |index: u16| {
         let id = format!("n{index}");
         let node = Node {
@@ -59,9 +64,9 @@ fn view(count: u16) -> Arc<View> {
     };
     let parts = Parts {
         version: 1,
-        me: NodeIx(0),
+        me: NodeIx(me),
         nodes: (0..count).map(node).collect(),
-        replication: usize::from(count),
+        replication: usize::from(replication),
         virtual_nodes: 8,
         joined: true,
     };
@@ -173,6 +178,47 @@ fn a_read_that_was_put_off_is_asked_again() {
     answer(&mut cluster, node, &held(version, HeldBody::Value(b"v")));
     let outcome = outcome_of(&mut cluster, started).unwrap();
     assert!(outcome.starts_with("Found"), "{outcome}");
+}
+
+#[test]
+fn reference_defect_06_a_write_that_a_node_refuses_to_own_is_not_acknowledged() {
+    let mut cluster = coordinator("n0", &view(3));
+    let started = start(&mut cluster, put(), Consistency::Quorum);
+    answer(&mut cluster, 1, &Answer::Refused(Refusal::NotOwner));
+    answer(&mut cluster, 2, &Answer::Stored { holding: true });
+    let outcome = outcome_of(&mut cluster, started).unwrap();
+    assert!(outcome.starts_with("Unreached"), "{outcome}");
+    assert_eq!(cluster.counters().write_acks, 0);
+    assert_eq!(cluster.counters().write_apply_refused, 1);
+    assert_eq!(cluster.hints().len_for(NodeIx(1)), 1, "it may yet own it");
+}
+
+#[test]
+fn reference_defect_06_a_node_that_is_no_owner_says_so() {
+    let key = b"k";
+    let stored_by = [0, 1].map(|me| {
+        // Two members with one copy of each key.
+        let mut cluster = coordinator(&format!("n{me}"), &view_of(me, 2, 1));
+        let owns = cluster.view().owns(KeyHash::of(key).partition());
+        let write = WriteOp {
+            key,
+            version: Version::at(NOW),
+            origin: Origin(1),
+            value: Some(b"v"),
+            expires_at: None,
+        };
+        let mut frame = vec![FORMAT];
+        PeerOp::Write(write).encode(&mut frame);
+        let mut reply = Vec::new();
+        cluster.serve(&frame, NOW, &mut reply).unwrap();
+        let body = Frames::new(&reply).unwrap().next().unwrap().unwrap();
+        let stored = matches!(Answer::decode(body).unwrap(), Answer::Stored { .. });
+        assert_eq!(stored, owns);
+        let resident = cluster.local().resident(KeyHash::of(key), key);
+        assert_eq!(resident.is_some(), owns);
+        stored
+    });
+    assert_ne!(stored_by[0], stored_by[1]);
 }
 
 #[test]
