@@ -186,6 +186,11 @@ impl SteadyClock {
         self.passed
     }
 
+    /// What the wall read when this clock was last moved on.
+    pub fn told(&self) -> UnixMs {
+        self.told
+    }
+
     /// What it read last.
     #[inline]
     pub fn now(&self) -> SteadyMs {

@@ -69,6 +69,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use super::rng::Rng;
+use crate::clock::{SteadyClock, UnixMs};
 
 mod beliefs;
 mod message;
@@ -271,8 +272,7 @@ pub struct Membership {
 
     /// This machine's clock, see [`Self::advance`].
     now_ms: u64,
-    /// What the shell last said the time was.
-    told_ms: u64,
+    clock: SteadyClock,
     started_ms: u64,
     next_round_ms: u64,
     next_gossip_ms: u64,
@@ -356,7 +356,7 @@ impl Membership {
             others: BTreeMap::new(),
             seeds,
             now_ms,
-            told_ms: now_ms,
+            clock: SteadyClock::new(UnixMs(now_ms), config.heartbeat_ms),
             started_ms: now_ms,
             next_round_ms: now_ms,
             next_gossip_ms: now_ms.saturating_add(config.gossip_interval_ms),
@@ -507,11 +507,8 @@ impl Membership {
     /// while the process was stopped nobody could be heard, and nobody is blamed for it. A
     /// clock that steps back stands still for one call.
     fn advance(&mut self, now_ms: u64) {
-        let passed_ms = now_ms.saturating_sub(self.told_ms);
-        self.told_ms = now_ms;
-        self.now_ms = self
-            .now_ms
-            .saturating_add(passed_ms.min(self.config.heartbeat_ms));
+        let passed = self.clock.advance(UnixMs(now_ms));
+        self.now_ms = self.started_ms.saturating_add(passed.0);
     }
 
     fn heartbeats_from_now(&self, count: u64) -> u64 {

@@ -322,11 +322,8 @@ impl Coordinator {
             } => {
                 session.exchanges_open -= 1;
                 match answer {
-                    Answer::Exchanged { .. } => {
-                        self.exchanged(node, partition, leaves, answer, now);
-                    }
                     Answer::Refused(Refusal::Later) => session.to_compare.push_front(partition),
-                    _ => session.failed = true,
+                    _ => self.exchanged(node, partition, leaves, answer, now),
                 }
             }
             _ => {}
@@ -350,6 +347,7 @@ impl Coordinator {
             items,
         } = *answer
         else {
+            self.sync.session(node).failed = true;
             return;
         };
         let (mut pulled, mut refused) = (0, false);
@@ -413,8 +411,8 @@ impl Coordinator {
                 break;
             };
             if !pushed {
-                let number = self.sync.session(node).number;
-                self.sync_failed(node, number);
+                self.sync.session(node).failed = true;
+                self.end_session(node);
                 return;
             }
         }

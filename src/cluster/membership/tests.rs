@@ -286,9 +286,9 @@ fn find<'a>(machine: &'a Membership, id: &str) -> Option<&'a Member> {
 
 /// Ticks through `for_ms` from where the machine's clock stands.
 fn wait(machine: &mut Membership, rng: &mut Rng, for_ms: u64) {
-    let until_ms = machine.told_ms + for_ms;
-    while machine.told_ms < until_ms {
-        machine.tick(machine.told_ms + TICK_MS, rng);
+    let until_ms = machine.clock.told().0 + for_ms;
+    while machine.clock.told().0 < until_ms {
+        machine.tick(machine.clock.told().0 + TICK_MS, rng);
     }
 }
 
@@ -651,7 +651,7 @@ fn a_suspect_that_others_hear_does_not_die() {
             kind,
             ..ping(identity("teller"), 1)
         };
-        machine.receive(machine.told_ms, &mut rng, message);
+        machine.receive(machine.clock.told().0, &mut rng, message);
     }
     assert_eq!(find(&machine, "b").unwrap().state, State::Suspect);
     assert_eq!(machine.counters().indirect_probe_refuted, 10);
