@@ -14,6 +14,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
 /// How long a test waits for what should come at once, before it fails.
 pub const GUARD: Duration = Duration::from_secs(20);
 
@@ -119,9 +121,16 @@ impl Node {
         panic!("no connection reached core {core}");
     }
 
+    /// Sends a signal. A node that is told to stop has stopped when this returns: it takes
+    /// a moment until all its threads have.
     pub fn signal(&self, signal: i32) {
+        let pid = self.child.id() as i32;
         // SAFETY: plain system call on our own child, which was not waited for yet.
-        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        if signal == libc::SIGSTOP {
+            let pid = WaitId::Pid(Pid::from_raw(pid).expect("a process id"));
+            waitid(pid, WaitIdOptions::STOPPED).expect("the node stops");
+        }
     }
 
     pub fn wait(&mut self) -> ExitStatus {
