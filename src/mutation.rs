@@ -26,12 +26,18 @@ pub enum Mutation {
     RestampHints,
     /// Being in step with a replica that lacks data is as good as with any other.
     CountEmptyCoOwners,
+    /// Former owners are dropped from writes as soon as the members change.
+    SkipJointStage,
+    /// What is copied before all write to the new owners counts.
+    CountEarlyCopies,
+    /// A node that was cut off for long goes on as if it had not been.
+    IgnoreFence,
 }
 
 impl Mutation {
     /// Those that the simulation finds by chance. The others need circumstances so rare
     /// that a scenario makes them.
-    pub const BY_CHANCE: [Self; 9] = [
+    pub const BY_CHANCE: [Self; 11] = [
         Self::SkipHints,
         Self::KeepFirstHint,
         Self::AckBeforeApply,
@@ -41,6 +47,8 @@ impl Mutation {
         Self::TrustEmptyReplicas,
         Self::AcceptStaleWrites,
         Self::RestampHints,
+        Self::SkipJointStage,
+        Self::CountEarlyCopies,
     ];
 }
 

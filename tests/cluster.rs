@@ -538,20 +538,101 @@ fn a_node_that_leaves_says_so() {
     leaver.signal(libc::SIGTERM);
     assert!(leaver.wait().success());
     for node in 0..2 {
-        cluster.await_members(node, |members| members.as_array().unwrap().len() == 2);
-        assert_eq!(cluster.metric(node, "MembersDead"), 0);
+        cluster.await_state(node, 2, "dead");
         assert_eq!(cluster.metric(node, "NodesSuspect"), 0);
     }
-    done(at(&mut cluster.connect(0), ALL, "PUT", "k", b"v"));
-    // And is taken back under the same id.
+    done(at(&mut cluster.connect(0), QUORUM, "PUT", "k", b"v"));
+    // It is taken back in the place that was kept for it: no owners have changed.
     cluster.launch(2);
     cluster.settle();
     assert_eq!(at(&mut cluster.connect(2), ONE, "GET", "k", b"").body, b"v");
+    done(at(&mut cluster.connect(0), ALL, "PUT", "k", b"w"));
+    for node in 0..3 {
+        assert_eq!(cluster.metric(node, "RosterEpoch"), 1, "node-{node}");
+    }
+}
+
+#[test]
+fn a_node_that_stays_away_loses_its_place_after_the_grace() {
+    let mut cluster = Cluster::start(4, &[("HYPERCACHE_DEAD_GRACE", "1s")]);
+    let mut client = cluster.connect(0);
+    for number in 0..200 {
+        done(at(&mut client, ALL, "PUT", &format!("key-{number}"), b"v"));
+    }
+    let mut leaver = cluster.take(3);
+    leaver.signal(libc::SIGTERM);
+    assert!(leaver.wait().success());
+    for node in 0..3 {
+        let has_changed = || cluster.metric(node, "RosterEpoch") == 2;
+        until("the others own all keys", has_changed);
+        assert_eq!(cluster.metric(node, "RosterChanging"), 0);
+    }
+    // Every key has three owners again, and they have it.
+    for number in 0..200 {
+        let key = format!("key-{number}");
+        assert_eq!(cluster.owners(&key).len(), 3);
+        for node in 0..3 {
+            let found = at(&mut cluster.connect(node), ONE, "GET", &key, b"");
+            assert_eq!(found.body, b"v", "{key} at node-{node}");
+        }
+    }
+}
+
+#[test]
+fn a_draining_node_refuses_writes_and_hands_over_what_only_it_has() {
+    // One copy of each key: nobody else has what it has.
+    let mut cluster = Cluster::start(3, &[("HYPERCACHE_REPLICATION", "1")]);
+    let mut client = cluster.connect(0);
+    for number in 0..300 {
+        done(at(&mut client, ONE, "PUT", &format!("key-{number}"), b"v"));
+    }
+    let mut peer = Client::connect(&cluster.address(2, PEERS));
+    assert_eq!(peer.request("POST", "/dist/drain", "", b"").status, 200);
+    let refused = at(&mut cluster.connect(2), ONE, "PUT", "late", b"v");
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.json()["code"], "DRAINING");
+    assert_eq!(
+        refused.json()["error"],
+        "node is draining; redirect to a peer"
+    );
+    assert_eq!(peer.request("GET", "/health", "", b"").body, b"draining");
+    let health = cluster.connect_management(2).get("/health");
+    assert_eq!((health.status, &*health.body), (503, &b"draining"[..]));
+    assert_eq!(cluster.metric(2, "Drains"), 1);
+    // Reads are served meanwhile.
+    let found = at(&mut cluster.connect(2), ONE, "GET", "key-0", b"");
+    assert_eq!(found.body, b"v");
+    let mut leaver = cluster.take(2);
+    leaver.signal(libc::SIGTERM);
+    assert!(leaver.wait().success());
+    for number in 0..300 {
+        let key = format!("key-{number}");
+        let found = at(&mut cluster.connect(number % 2), ONE, "GET", &key, b"");
+        assert_eq!(found.body, b"v", "{key}");
+    }
+}
+
+#[test]
+fn a_draining_node_ends_within_its_deadline_though_a_peer_hangs() {
+    let env = [
+        ("HYPERCACHE_REPLICATION", "1"),
+        ("HYPERCACHE_SHUTDOWN_TIMEOUT", "2s"),
+        ("HYPERCACHE_HEARTBEAT", "10s"),
+    ];
+    let mut cluster = Cluster::start(2, &env);
+    done(at(&mut cluster.connect(0), ONE, "PUT", "k", b"v"));
+    // It looks alive for a minute, and takes nothing over.
+    cluster.node(1).signal(libc::SIGSTOP);
+    let mut leaver = cluster.take(0);
+    leaver.signal(libc::SIGTERM);
+    assert!(leaver.wait().success());
+    assert!(leaver.has_logged("the time to hand over has passed"));
+    cluster.node(1).signal(libc::SIGCONT);
 }
 
 #[test]
 fn an_item_names_its_writer_when_that_has_left() {
-    let mut cluster = Cluster::start(3, &[]);
+    let mut cluster = Cluster::start(3, &[("HYPERCACHE_DEAD_GRACE", "1s")]);
     done(at(&mut cluster.connect(2), ALL, "PUT", "k", b"v"));
     let origin = |cluster: &Cluster| {
         let mut client = cluster.connect(0);

@@ -89,6 +89,8 @@ fn a_get_hit_allocates_nothing() {
         clock_skew_ms_max: 1,
         sync_interval_ms: 1,
         sync_interval_ms_max: 1_000,
+        patience_ms: 1,
+        drop_grace_ms: 1,
         bootstrap_timeout_ms: 1,
     };
     let local = LocalStore::new(shard.unwrap(), Origin::of("n", 0), 1000);
@@ -98,7 +100,7 @@ fn a_get_hit_allocates_nothing() {
     let moment = Moment {
         now,
         date: &date,
-        stopping: false,
+        draining: false,
         view: &view,
     };
     let limits = Limits {

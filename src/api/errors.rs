@@ -111,6 +111,15 @@ impl ApiError {
         Self::unavailable("the node is joining its cluster")
     }
 
+    /// 503: this node is going to leave and takes no more writes.
+    pub fn draining() -> Self {
+        Self::new(
+            Status::ServiceUnavailable,
+            "DRAINING",
+            "node is draining; redirect to a peer",
+        )
+    }
+
     /// 408: the request did not arrive in time.
     pub fn request_timeout() -> Self {
         Self::new(

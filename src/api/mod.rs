@@ -77,8 +77,9 @@ pub struct Moment<'a> {
     pub now: UnixMs,
     /// The same for the `Date` header.
     pub date: &'a HttpDate,
-    /// Whether this node is stopping: answers then close their connections.
-    pub stopping: bool,
+    /// Whether this node is going to leave: it refuses writes, and answers close their
+    /// connections.
+    pub draining: bool,
     /// The cluster as this core knows it.
     pub view: &'a View,
 }
@@ -97,7 +98,7 @@ impl Api {
         turn: &mut Turn,
         moment: Moment<'_>,
     ) -> Option<Job> {
-        let keep_alive = head.keep_alive && !moment.stopping;
+        let keep_alive = head.keep_alive && !moment.draining;
         let connection = Connection::after(head.version, keep_alive);
         turn.closes |= !keep_alive;
         let (operation, raw_key) = match router::route(head.method, head.path) {
@@ -124,6 +125,9 @@ impl Api {
         };
         if let Some(request) = keyed {
             let planned = request.and_then(|request| {
+                if moment.draining && request.writes() {
+                    return Err(ApiError::draining());
+                }
                 let consistency = self.consistency(head, request.writes())?;
                 Ok((request, consistency, key::decode(raw_key)?))
             });
@@ -144,7 +148,11 @@ impl Api {
         }
         let mut writer = self.writer(turn, head, moment, connection);
         let plan_batch = |kind: batch::Kind, body| {
-            let consistency = self.consistency(head, kind != batch::Kind::Get)?;
+            let writes = kind != batch::Kind::Get;
+            if moment.draining && writes {
+                return Err(ApiError::draining());
+            }
+            let consistency = self.consistency(head, writes)?;
             Ok(batch::plan(kind, body, consistency, connection))
         };
         let job = match operation {

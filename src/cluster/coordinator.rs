@@ -47,7 +47,8 @@ use std::sync::Arc;
 use super::Consistency;
 use super::hints::{HintLimits, Hints};
 use super::local::LocalStore;
-use super::message::{Answer, Frames, PeerOp, Refusal};
+use super::membership::{Stage, State};
+use super::message::{self, Answer, PeerOp, Refusal};
 use super::outbox::{Frame, Outbox};
 use super::placement::OWNERS_MAX;
 use super::rng::Rng;
@@ -84,6 +85,10 @@ pub struct Config {
     pub sync_interval_ms: u64,
     /// What that may be stretched to while nothing differs.
     pub sync_interval_ms_max: u64,
+    /// How long an operation waits for owners that go by another roster than this node.
+    pub patience_ms: u64,
+    /// How long a partition is kept that has other owners now.
+    pub drop_grace_ms: u64,
     /// How long a node may lack the data of its partitions before its answers count
     /// all the same.
     pub bootstrap_timeout_ms: u64,
@@ -117,6 +122,7 @@ pub struct Counters {
     pub replica_fanout_remove: u64,
     pub read_repair: u64,
     pub read_repair_batched: u64,
+    pub read_repair_coalesced: u64,
     pub replica_get_miss: u64,
     pub read_primary_promote: u64,
     pub version_conflicts: u64,
@@ -132,6 +138,10 @@ pub struct Counters {
     pub peer_operations_served: u64,
     pub peer_failures: u64,
     pub peer_malformed: u64,
+    pub peer_bytes_sent: u64,
+    pub peer_bytes_received: u64,
+    pub fenced: u64,
+    pub roster_retries: u64,
 }
 
 /// The caller's note on an operation in an outbox.
@@ -166,24 +176,85 @@ impl Link {
     }
 }
 
-/// The owners of one partition, copied out of the view.
-#[derive(Clone, Copy)]
-struct Owners {
-    list: [NodeIx; OWNERS_MAX],
+/// The owners that a write goes to, copied out of the view, and whose word it takes.
+#[derive(Clone, Copy, Debug)]
+struct Takers {
+    list: [NodeIx; 2 * OWNERS_MAX],
     len: usize,
+    /// Those that reads ask, as bits.
+    reading: u32,
+    /// Those by the roster that is written to besides; none where they are the same.
+    also: u32,
+    /// Whether reads do not ask the latter yet: then it is enough that they store a write.
+    joint: bool,
 }
 
-impl Owners {
+impl Takers {
     fn of(view: &View, partition: PartitionId) -> Self {
-        let owners = view.owners(partition);
-        let mut list = [NodeIx(0); OWNERS_MAX];
-        let len = owners.len().min(OWNERS_MAX);
-        list[..len].copy_from_slice(&owners[..len]);
-        Self { list, len }
+        let mut takers = Self {
+            list: [NodeIx(0); 2 * OWNERS_MAX],
+            len: 0,
+            reading: 0,
+            also: 0,
+            joint: view.stage() == Stage::Joint,
+        };
+        for &owner in view.owners(partition).iter().take(OWNERS_MAX) {
+            takers.reading |= takers.add(owner);
+        }
+        for &owner in view.owners_also(partition).into_iter().flatten() {
+            takers.also |= takers.add(owner);
+        }
+        if takers.also == takers.reading {
+            takers.also = 0;
+        }
+        takers
+    }
+
+    /// The bit of an owner, which is new or not.
+    fn add(&mut self, owner: NodeIx) -> u32 {
+        let bit = self.bit(owner);
+        if bit != 0 || self.len == self.list.len() {
+            return bit;
+        }
+        self.list[self.len] = owner;
+        self.len += 1;
+        1 << (self.len - 1)
+    }
+
+    fn bit(&self, owner: NodeIx) -> u32 {
+        let position = self.as_slice().iter().position(|known| *known == owner);
+        position.map_or(0, |position| 1 << position)
     }
 
     fn as_slice(&self) -> &[NodeIx] {
         &self.list[..self.len]
+    }
+
+    /// Whether it is enough that these stored a write, of which the second hold the partition.
+    fn suffice(&self, level: Consistency, stored: u32, held: u32) -> bool {
+        if level == Consistency::One {
+            return stored != 0;
+        }
+        let enough = |of: u32, have: u32| {
+            (of & have).count_ones() as usize >= level.needed(of.count_ones() as usize)
+        };
+        let also = if self.joint { stored } else { held };
+        enough(self.reading, held) && (self.also == 0 || enough(self.also, also))
+    }
+
+    /// How many of those that are lacking most took a write, and how many it needs.
+    fn shortage(&self, level: Consistency, stored: u32, held: u32) -> Outcome<ValueView<'static>> {
+        let count = |of: u32, have: u32| {
+            let needed = level.needed(of.count_ones() as usize);
+            ((of & have).count_ones() as usize, needed)
+        };
+        let (reached, needed) = match count(self.reading, held) {
+            (reached, needed) if reached >= needed && self.also != 0 => {
+                count(self.also, if self.joint { stored } else { held })
+            }
+            shortage => shortage,
+        };
+        Outcome::Unreached { reached, needed }
     }
 }
 
@@ -224,6 +295,8 @@ pub struct Coordinator {
     pending: Vec<(u32, Option<Pending>)>,
     pending_free: Vec<usize>,
     finished: Vec<(Box<Batch>, Home)>,
+    /// Operations that owners refused because they go by another roster, to be tried again.
+    refused: Vec<Call>,
     /// Outboxes that had nothing in flight when something was pushed.
     dirty: Vec<(NodeIx, Lane)>,
     /// Bytes of values that wait for the answers of other owners.
@@ -249,6 +322,7 @@ impl Coordinator {
             pending: Vec::new(),
             pending_free: Vec::new(),
             finished: Vec::new(),
+            refused: Vec::new(),
             dirty: Vec::new(),
             collected_bytes: 0,
             steady: SteadyClock::new(now, STEADY_STEP_MS_MAX),
@@ -256,6 +330,11 @@ impl Coordinator {
         };
         coordinator.set_view(view, now);
         coordinator
+    }
+
+    /// What is fixed while the node runs.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// This core's items.
@@ -310,6 +389,16 @@ impl Coordinator {
         self.pending.len() - self.pending_free.len()
     }
 
+    /// What other nodes that can be reached have yet to be sent by this core: hints, and
+    /// operations that clients wait for.
+    pub fn unsent(&self) -> usize {
+        let nodes = self.view.nodes();
+        let hints = nodes
+            .filter(|(_, node)| node.state == State::Alive)
+            .map(|(ix, _)| self.hints.len_for(ix));
+        self.waiting() + hints.sum::<usize>()
+    }
+
     /// Goes over to another view.
     pub fn set_view(&mut self, view: Arc<View>, now: UnixMs) {
         self.steady.advance(now);
@@ -345,6 +434,47 @@ impl Coordinator {
             }
         }
         self.sync_view_changed(&old);
+        if view.terms() != old.terms() {
+            self.restart_all(now);
+        }
+    }
+
+    /// Begins anew what waits for owners by rosters that this node does not go by any more:
+    /// answers to what was sent so far do not count.
+    fn restart_all(&mut self, now: UnixMs) {
+        for slot in 0..self.pending.len() {
+            self.restart(slot, now);
+        }
+    }
+
+    fn restart(&mut self, slot: usize, now: UnixMs) {
+        match self.pending[slot].1.as_ref().map(|pending| &pending.work) {
+            Some(Work::Write(_)) => self.send_write_again(slot, None, now),
+            Some(Work::Collect(_)) => self.collect_again(slot, now),
+            Some(Work::Forward(_)) | None => {}
+        }
+    }
+
+    /// Tries again what owners refused.
+    fn retry_refused(&mut self, now: UnixMs) {
+        for call in std::mem::take(&mut self.refused) {
+            if let Call::Pending { slot, generation } = call
+                && self.pending[slot as usize].0 == generation
+            {
+                self.restart(slot as usize, now);
+            }
+        }
+    }
+
+    /// Has an operation wait for owners that go by another roster, which will not be long.
+    fn wait_for_rosters(&mut self, slot: usize) {
+        let call = self.call(slot);
+        self.refused.push(call);
+    }
+
+    /// Until when an operation that begins now may be tried again.
+    fn patience(&self) -> SteadyMs {
+        self.steady.now().later(self.config.patience_ms)
     }
 
     /// Reads a key of this core's, if that needs no other node.
@@ -423,7 +553,9 @@ impl Coordinator {
             return None;
         }
         let now = self.steady.now();
-        self.links.get_mut(node.index())?.lane(lane).poll(now)
+        let polled = self.links.get_mut(node.index())?.lane(lane).poll(now)?;
+        self.counters.peer_bytes_sent += polled.1.len() as u64;
+        Some(polled)
     }
 
     /// Whether to poll for a peer although nothing was pushed: to see whether it is back.
@@ -454,13 +586,16 @@ impl Coordinator {
             return;
         };
         self.dirty.push((node, lane));
-        let mut bodies = Frames::new(answer).into_iter().flatten();
+        self.counters.peer_bytes_received += answer.len() as u64;
+        let (theirs, bodies) = message::answers(answer).ok().unzip();
+        let mut bodies = bodies.into_iter().flatten();
+        let agrees = theirs.is_some_and(|theirs| self.view.terms().agree(theirs));
         for (call, op) in frame.operations() {
             let answer = bodies
                 .next()
                 .and_then(|body| Answer::decode(body.ok()?).ok());
             match answer {
-                Some(answer) => self.call_answered(node, *call, &op, &answer, now),
+                Some(answer) => self.call_answered(node, *call, &op, &answer, agrees, now),
                 None => {
                     self.counters.peer_malformed += 1;
                     self.call_failed(node, *call, &op, now);
@@ -507,6 +642,7 @@ impl Coordinator {
             }
         }
         self.sync_tick(now);
+        self.retry_refused(now);
     }
 
     fn replay_hints(&mut self, node: NodeIx, now: UnixMs) {
@@ -555,6 +691,14 @@ impl Coordinator {
             return Some(Outcome::Joining);
         }
         let partition = operation.hash.partition();
+        let fenced = self.view.fenced() && !planted(Mutation::IgnoreFence);
+        if fenced && operation.consistency != Consistency::One {
+            let needed = operation
+                .consistency
+                .needed(self.view.owners(partition).len());
+            self.counters.fenced += 1;
+            return Some(Outcome::Unreached { reached: 0, needed });
+        }
         match operation.action {
             Action::Get if self.answers_alone(partition, operation.consistency) => {
                 Some(found(self.local.get(operation.hash, operation.key, now)))
@@ -662,6 +806,7 @@ impl Coordinator {
         call: Call,
         op: &PeerOp<'_>,
         answer: &Answer<'_>,
+        agrees: bool,
         now: UnixMs,
     ) {
         if let (PeerOp::Write(_) | PeerOp::Apply(_), Answer::Refused(_)) = (op, answer) {
@@ -675,13 +820,13 @@ impl Coordinator {
                     PeerOp::Write(write) => {
                         self.keep_hint_of_untaken(node, write, answer);
                         if waits {
-                            self.write_answered(slot, write.version, answer, now);
+                            self.write_answered(slot, node, write.version, answer, agrees, now);
                         }
                     }
                     _ if !waits => {}
                     _ if *answer == Answer::Refused(Refusal::Later)
                         && self.push(node, Lane::Data, call, op) => {}
-                    _ => self.read_answered(slot, node, answer, now),
+                    _ => self.read_answered(slot, node, answer, agrees, now),
                 }
             }
             Call::Repair => {}
@@ -694,8 +839,7 @@ impl Coordinator {
                     // It will take it later.
                     Answer::Refused(Refusal::Skewed | Refusal::NotJoined) => {}
                     // It may have to learn that it is an owner.
-                    Answer::Refused(Refusal::NotOwner)
-                        if self.view.owners(partition).contains(&node) => {}
+                    Answer::Refused(Refusal::NotOwner) if self.view.takes(node, partition) => {}
                     _ => self.hints.refused(node, number),
                 }
                 self.hint_done(node, now);
@@ -712,7 +856,7 @@ impl Coordinator {
                 if let PeerOp::Write(write) = op {
                     self.keep_hint(node, write);
                     if waits {
-                        self.write_failed(slot, write.version, now);
+                        self.write_failed(slot, node, write.version, now);
                     }
                 } else if waits {
                     self.read_failed(slot, now);

@@ -14,8 +14,12 @@
 //!       │  │ restarted: greater incarnation                      ▼
 //!       │  └───────────────────────────────────────────────── ┌──────┐  10 min
 //!       └───────────────────────────────────────────────────► │ Left │ ───────► forgotten
-//!                            it said goodbye                  └──────┘
+//!                       it said goodbye for good              └──────┘
 //! ```
+//!
+//! One that says goodbye and may be back is Dead at once, by its own word.
+//!
+//! Who of the members owns what, and how that changes, is [`placing`]'s.
 //!
 //! **Invariants.**
 //! - What is known of a member only grows in the order of (incarnation, state), with
@@ -23,9 +27,9 @@
 //!   (section 4.2), so all who have heard the same updates, in whatever order, agree.
 //! - Only a member raises its own incarnation. It begins with the start time of the
 //!   process, so a restart outranks whatever was said of the life before.
-//! - A member is `placed` (may own data) in every state but Left. Only its own goodbye or a
-//!   node that sees a strict majority of all placed members alive makes it Left: of two
-//!   halves of a partition at most one removes the other.
+//! - A member may own data in every state but Left. Only its own goodbye or a node that sees
+//!   a strict majority of its roster alive makes it Left: of two halves of a partition at
+//!   most one removes the other.
 //! - Equal calls with an equal seed give equal actions, byte for byte.
 //!
 //! **Founding.** A node knows its cluster, [`Membership::joined`], when one that knows it has
@@ -74,9 +78,12 @@ use crate::clock::{SteadyClock, UnixMs};
 mod beliefs;
 mod message;
 mod news;
+mod placing;
 mod probing;
 
 pub use message::{Kind, Malformed, Message, Update};
+use placing::Placing;
+pub use placing::{Roster, RosterId, Stage, Standing, Terms};
 
 /// Members known at a time: this node, and those that left and are still remembered, count.
 pub const MEMBERS_MAX: usize = 1024;
@@ -120,6 +127,8 @@ pub struct Config {
     pub dead_grace_ms: u64,
     /// How long a node waits for all its seeds before most of them will do.
     pub join_timeout_ms: u64,
+    /// Copies of each key: how many owners may be away with a quorum left.
+    pub replication: usize,
 }
 
 /// A node's name and where it is reached.
@@ -198,20 +207,20 @@ pub struct Member {
     pub state: State,
     /// Which life of the node this is, and how often it was defended.
     pub incarnation: u64,
-    /// Whether it may own data: in every state but [`State::Left`].
-    pub placed: bool,
+    /// Where it stands, as far as is known.
+    pub standing: Standing,
     /// Since when it is in this state. On the machine's own clock: the `now_ms` it is given,
     /// less the stalls of this process.
     pub since_ms: u64,
 }
 
 impl Member {
-    fn new(identity: Identity, state: State, incarnation: u64, since_ms: u64) -> Self {
+    fn new(update: Update, since_ms: u64) -> Self {
         Self {
-            identity,
-            state,
-            incarnation,
-            placed: state.is_placed(),
+            identity: update.identity,
+            state: update.state,
+            incarnation: update.incarnation,
+            standing: update.standing,
             since_ms,
         }
     }
@@ -219,7 +228,6 @@ impl Member {
     fn enter(&mut self, state: State, now_ms: u64) {
         if self.state != state {
             self.state = state;
-            self.placed = state.is_placed();
             self.since_ms = now_ms;
         }
     }
@@ -229,6 +237,8 @@ impl Member {
             identity: self.identity.clone(),
             state: self.state,
             incarnation: self.incarnation,
+            standing: self.standing,
+            marks: 0,
         }
     }
 }
@@ -280,6 +290,7 @@ pub struct Membership {
 
     /// See [`Self::joined`].
     joined: bool,
+    placing: Placing,
     rounds: u64,
     round_started_ms: u64,
     round: Vec<Probe>,
@@ -350,9 +361,20 @@ impl Membership {
             heartbeat_ms: config.heartbeat_ms.max(1),
             ..config
         };
-        Self {
-            joined: seeds.is_empty(),
-            me: Member::new(me, State::Alive, incarnation, now_ms),
+        let me = Update {
+            identity: me,
+            state: State::Alive,
+            incarnation,
+            standing: Standing {
+                life: incarnation,
+                ..Standing::default()
+            },
+            marks: 0,
+        };
+        let mut membership = Self {
+            joined: false,
+            placing: Placing::new(),
+            me: Member::new(me, now_ms),
             others: BTreeMap::new(),
             seeds,
             now_ms,
@@ -372,14 +394,18 @@ impl Membership {
             outgoing: VecDeque::new(),
             counters: Counters::default(),
             config,
+        };
+        if membership.seeds.is_empty() {
+            membership.found();
         }
+        membership
     }
 
     /// Lets time pass: ends and begins probe rounds, gossips, knocks at seeds, runs out
     /// timers. To be called about ten times per heartbeat.
     pub fn tick(&mut self, now_ms: u64, rng: &mut Rng) {
         self.advance(now_ms);
-        if self.me.state == State::Left {
+        if self.me.state != State::Alive {
             return;
         }
         if self.now_ms >= self.next_round_ms {
@@ -395,34 +421,37 @@ impl Membership {
             self.gossip(rng);
         }
         self.look_for_cluster();
+        self.review(rng);
     }
 
     /// Takes a message or a reply in. What it returns goes back as the answer.
     pub fn receive(&mut self, now_ms: u64, rng: &mut Rng, message: Message) -> Option<Message> {
         self.advance(now_ms);
-        let Message {
-            from,
-            incarnation,
-            joined,
-            kind,
-            updates,
-        } = message;
-        if from == self.me.identity {
+        if message.from == self.me.identity {
             // A seed's address led back here.
             return None;
         }
-        if self.me.state == State::Left {
+        let kind = &message.kind;
+        if self.me.state != State::Alive {
             // Whoever still asks missed the goodbye.
             let asks = matches!(kind, Kind::Ping | Kind::Gossip | Kind::PingRequest { .. });
-            return asks.then(|| self.compose(Kind::Leave, &[]));
+            return asks.then(|| self.compose(self.goodbye(), &[]));
         }
-        let heard = self.hear(&from, incarnation, &kind, rng);
-        for update in updates.into_iter().take(UPDATES_MAX) {
-            self.learn(update, rng);
+        let heard = self.hear(&message, rng);
+        for update in message.updates.iter().take(UPDATES_MAX) {
+            self.learn(update.clone(), rng);
         }
-        let told_everything = matches!(kind, Kind::Gossip | Kind::GossipReply);
-        self.joined |= heard && joined && told_everything;
+        if heard && matches!(kind, Kind::Gossip | Kind::GossipReply) {
+            self.adopt(&message);
+        }
         self.look_for_cluster();
+        self.review(rng);
+        let Message {
+            from,
+            incarnation,
+            kind,
+            ..
+        } = message;
         match kind {
             Kind::Ping => return Some(self.compose(Kind::Ack, &[&from.id])),
             Kind::Gossip => return Some(self.compose_everything(Kind::GossipReply)),
@@ -434,7 +463,7 @@ impl Membership {
             } => {
                 self.take_indirect_ack(&target, incarnation);
             }
-            Kind::Ack | Kind::GossipReply | Kind::Leave => {}
+            Kind::Ack | Kind::GossipReply | Kind::News | Kind::Leave | Kind::Away => {}
         }
         None
     }
@@ -448,20 +477,32 @@ impl Membership {
         self.outgoing.pop_front()
     }
 
-    /// Says goodbye to all that are there. From now on this node only answers that it left,
-    /// and lets others say of it what they want.
+    /// Says goodbye to all that are there: for a while if this node has a place to come back
+    /// to, else for good. From now on it only answers that it is gone, and lets others say
+    /// of it what they want.
     pub fn leave(&mut self, now_ms: u64) {
         self.advance(now_ms);
-        if self.me.state == State::Left {
+        if self.me.state != State::Alive {
             return;
         }
+        let state = match self.keeps_place() {
+            true => State::Dead,
+            false => State::Left,
+        };
         self.me.incarnation = self.me.incarnation.saturating_add(1);
-        self.me.enter(State::Left, self.now_ms);
+        self.me.enter(state, self.now_ms);
         self.mark_changed();
         self.round.clear();
         self.errands.clear();
         for id in self.ids_where(State::is_probed) {
-            self.send(&id, Kind::Leave, None);
+            self.send(&id, self.goodbye(), None);
+        }
+    }
+
+    fn goodbye(&self) -> Kind {
+        match self.me.state {
+            State::Left => Kind::Leave,
+            _ => Kind::Away,
         }
     }
 

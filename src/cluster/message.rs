@@ -1,8 +1,9 @@
 //! What the cores of two nodes say to each other, and its binary form.
 //!
 //! A *frame* is the body of one request: a version byte, then operations, each
-//! behind its length. Its answer has the same form: one answer per operation, in
-//! order. Every operation concerns one partition, so a node with another number of
+//! behind its length. Its answer begins with the version byte and the [`Terms`] by which
+//! the receiver answered; then comes one answer per operation, in order, in the same form.
+//! Every operation concerns one partition, so a node with another number of
 //! cores can cut a frame up and put the answers together again ([`split`],
 //! [`join`]) without knowing what they say.
 //!
@@ -12,6 +13,7 @@
 //! releases can form one cluster. Decoding trusts nothing: every length is checked
 //! against what is there, and nothing is allocated on the word of a sender.
 
+use super::membership::{RosterId, Terms};
 use crate::bytes::Reader;
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
@@ -664,6 +666,25 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
+/// Begins the answer to a frame.
+pub fn begin_answers(out: &mut Vec<u8>, terms: Terms) {
+    out.push(FORMAT);
+    out.extend_from_slice(&terms.reading.0.to_le_bytes());
+    out.extend_from_slice(&terms.also.0.to_le_bytes());
+}
+
+/// Reads the answer to a frame: the terms it was given by, and the answers.
+///
+/// # Errors
+///
+/// [`Malformed`] when it does not begin as [`begin_answers`] has it.
+pub fn answers(bytes: &[u8]) -> Result<(Terms, Frames<'_>), Malformed> {
+    let mut frames = Frames::new(bytes)?;
+    let reading = RosterId(frames.0.u64()?);
+    let also = RosterId(frames.0.u64()?);
+    Ok((Terms { reading, also }, frames))
+}
+
 /// A frame cut up by the cores its operations belong to.
 #[derive(Debug, Default)]
 pub struct Split {
@@ -702,17 +723,23 @@ pub fn split(frame: &[u8], cores: CoreCount) -> Result<Split, Malformed> {
     Ok(split)
 }
 
-/// Puts the answers of the cores into the order of the operations.
+/// Puts the answers of the cores into the order of the operations. Cores that go by
+/// different rosters answer together by none.
 ///
 /// # Errors
 ///
 /// [`Malformed`] when an answer is missing.
 pub fn join(order: &[CoreId], answers: &[(CoreId, Vec<u8>)]) -> Result<Vec<u8>, Malformed> {
     let mut readers = Vec::new();
+    let mut terms = None;
     for (core, answer) in answers {
-        readers.push((*core, Frames::new(answer)?));
+        let (theirs, frames) = self::answers(answer)?;
+        let common = *terms.get_or_insert(theirs) == theirs;
+        terms = Some(if common { theirs } else { Terms::default() });
+        readers.push((*core, frames));
     }
-    let mut out = vec![FORMAT];
+    let mut out = Vec::new();
+    begin_answers(&mut out, terms.unwrap_or_default());
     for core in order {
         let reader = readers.iter_mut().find(|(owner, _)| owner == core);
         let body = reader
@@ -825,7 +852,20 @@ mod tests {
                     prop_assert_eq!(PeerOp::decode(body.unwrap()).unwrap().partition().core(cores), *core);
                 }
             }
-            prop_assert_eq!(join(&cut.order, &cut.parts).unwrap(), frame);
+            let terms = Terms { reading: RosterId(7), also: RosterId(8) };
+            let whole = |body: &[u8]| {
+                let mut answers = Vec::new();
+                begin_answers(&mut answers, terms);
+                answers.extend_from_slice(body);
+                answers
+            };
+            let parts: Vec<_> = cut.parts.iter().map(|(core, part)| (*core, whole(&part[1..]))).collect();
+            let joined = join(&cut.order, &parts).unwrap();
+            if ops.is_empty() {
+                prop_assert_eq!(answers(&joined).unwrap().0, Terms::default());
+            } else {
+                prop_assert_eq!(joined, whole(&frame[1..]));
+            }
         }
 
         #[test]

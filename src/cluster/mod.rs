@@ -24,6 +24,7 @@ pub mod message;
 pub mod outbox;
 pub mod placement;
 mod replica;
+pub mod retire;
 pub mod rng;
 pub mod sync;
 pub mod view;

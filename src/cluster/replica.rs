@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::coordinator::Coordinator;
 use super::message::{
-    Answer, Entries, FORMAT, Frames, Held, HeldBody, Malformed, PeerOp, Refusal, WriteOp,
+    Answer, Entries, Frames, Held, HeldBody, Malformed, PeerOp, Refusal, WriteOp, begin_answers,
     put_differs, put_exchanged,
 };
 use crate::clock::UnixMs;
@@ -58,11 +58,12 @@ impl Coordinator {
         now: UnixMs,
         reply: &mut Vec<u8>,
     ) -> Result<(), Malformed> {
+        let begin = reply.len();
         let mut budget = Budget {
             reply_end: reply.len() + REPLY_BYTES_MAX,
             scanned_keys: SCANNED_KEYS_MAX,
         };
-        reply.push(FORMAT);
+        begin_answers(reply, self.view.terms());
         for body in Frames::new(frame)? {
             let body = body?;
             self.counters.peer_operations_served += 1;
@@ -74,6 +75,8 @@ impl Coordinator {
                 Err(Malformed) => Answer::Refused(Refusal::Unknown).encode(reply),
             }
         }
+        self.counters.peer_bytes_received += frame.len() as u64;
+        self.counters.peer_bytes_sent += (reply.len() - begin) as u64;
         Ok(())
     }
 
@@ -123,7 +126,9 @@ impl Coordinator {
             return Some(Refusal::NotJoined);
         }
         let is_here = partition.core(self.config.cores) == self.config.core;
-        (!is_here || !self.view.owns(partition)).then_some(Refusal::NotOwner)
+        let is_kept =
+            self.view.takes(self.view.me(), partition) || self.sync.retired.contains(partition);
+        (!is_here || !is_kept).then_some(Refusal::NotOwner)
     }
 
     fn serve_write(&mut self, write: &WriteOp<'_>, now: UnixMs) -> Answer<'static> {

@@ -20,11 +20,15 @@
 //! **Holding.** A node holds a partition when it has every write that was
 //! acknowledged at QUORUM. One that joins, comes back empty or had a cluster of its own
 //! does not: it takes writes, but neither they nor its reads count until it has been in
-//! step, since then, with so many co-owners that hold the partition that every write
+//! step, since then, with so many owners that hold the partition that every write
 //! quorum had one of them: with n owners and quorum w that is n - w + 1. Being in step
-//! with all co-owners will do as well, holding or not: nobody has more. If they cannot be
-//! reached within `bootstrap_timeout_ms` it holds the partition all the same, and that
-//! is counted.
+//! with all other owners will do as well, holding or not: nobody has more; those that are
+//! dead and given up by the members are not waited for. If they cannot be reached within
+//! `bootstrap_timeout_ms` it holds the partition all the same, and that is counted.
+//!
+//! The owners meant are those that reads ask. One that is to become an owner
+//! ([`super::membership::Stage::Joint`]) copies from them; what it copied before all nodes
+//! were known to write to it as well does not count.
 //!
 //! **When.** Each co-owner has its own interval, which doubles, up to
 //! [`BACKOFF_MAX`] times, while sessions find nothing to hand over. A session begins at
@@ -37,12 +41,14 @@
 //! other up for ever.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::Consistency;
 use super::coordinator::{Call, Coordinator, Lane};
 use super::message::{
     Answer, Entry, LEAVES, PeerOp, Refusal, WriteOp, differing, entries, leaf_of, put_entry,
 };
+use super::retire::Retired;
 use super::view::{NodeIx, View};
 use crate::clock::{SteadyMs, UnixMs};
 use crate::hash::{KeyHash, PARTITION_COUNT, PartitionId};
@@ -82,7 +88,7 @@ pub struct SyncCounters {
 #[derive(Debug)]
 struct Missing {
     since: SteadyMs,
-    /// The co-owners it was in step with, and whether they held it.
+    /// The owners it was in step with, and whether they held it.
     in_step_with: Vec<(NodeIx, bool)>,
 }
 
@@ -102,6 +108,8 @@ struct Session {
     number: u32,
     active: bool,
     failed: bool,
+    /// Whether being in step in this session counts.
+    counts: bool,
     /// Items that went either way.
     moved: u64,
     to_compare: VecDeque<PartitionId>,
@@ -123,6 +131,7 @@ pub struct SyncState {
     holding: Vec<bool>,
     missing: Vec<Option<Missing>>,
     missing_count: usize,
+    pub(super) retired: Retired,
     sessions: Vec<Session>,
     counters: SyncCounters,
 }
@@ -135,12 +144,13 @@ impl SyncState {
                 .take(PARTITION_COUNT)
                 .collect(),
             missing_count: 0,
+            retired: Retired::new(),
             sessions: Vec::new(),
             counters: SyncCounters::default(),
         }
     }
 
-    /// Whether this node has the data of a partition that it owns.
+    /// Whether this node has the data of a partition that it owns, or owned until lately.
     #[inline]
     pub fn holds(&self, partition: PartitionId) -> bool {
         self.holding[partition.index()]
@@ -149,6 +159,11 @@ impl SyncState {
     /// How many of its partitions this core still lacks the data of.
     pub fn missing(&self) -> usize {
         self.missing_count
+    }
+
+    /// Partitions that have other owners now.
+    pub fn retired(&self) -> &Retired {
+        &self.retired
     }
 
     /// What was counted.
@@ -179,7 +194,7 @@ impl SyncState {
     }
 
     fn hold(&mut self, partition: PartitionId) {
-        self.disown(partition);
+        self.forget_missing(partition);
         self.holding[partition.index()] = true;
     }
 
@@ -195,43 +210,81 @@ impl SyncState {
         }
     }
 
-    fn disown(&mut self, partition: PartitionId) {
+    /// The partition is this node's no more, or has been dropped.
+    pub(super) fn disown(&mut self, partition: PartitionId) {
         self.holding[partition.index()] = false;
+        self.forget_missing(partition);
+    }
+
+    fn forget_missing(&mut self, partition: PartitionId) {
         if self.missing[partition.index()].take().is_some() {
             self.missing_count -= 1;
         }
     }
+
+    /// What was compared so far counts no more.
+    fn void(&mut self) {
+        for missing in self.missing.iter_mut().flatten() {
+            missing.in_step_with.clear();
+        }
+        for session in &mut self.sessions {
+            session.counts = false;
+        }
+    }
 }
 
-/// With how many co-owners that hold it a newcomer among `owners` must be in step.
-fn in_step_needed(owners: usize) -> usize {
-    (owners - Consistency::Quorum.needed(owners) + 1).min(owners - 1)
+/// With how many of `owners` owners that hold a partition one must be in step to hold it
+/// too, if `others` of them are others.
+fn in_step_needed(owners: usize, others: usize) -> usize {
+    (owners - Consistency::Quorum.needed(owners) + 1).min(others)
 }
 
 impl Coordinator {
-    fn own_partitions(&self) -> impl Iterator<Item = PartitionId> + use<> {
+    pub(super) fn own_partitions(&self) -> impl Iterator<Item = PartitionId> + use<> {
         let (core, cores) = (self.config.core, self.config.cores);
         PartitionId::all().filter(move |partition| partition.core(cores) == core)
     }
 
     pub(super) fn sync_view_changed(&mut self, old: &View) {
         let now = self.steady.now();
-        // What was acknowledged by this node alone is no more than one owner's word now.
-        let no_more_alone = old.joined() && old.solo() && !self.view.solo();
+        let view = Arc::clone(&self.view);
+        let me = view.me();
+        // It was left behind, or meets a cluster founded elsewhere.
+        let jumped = old.joined() && !view.terms().writes_to(old.terms().reading);
         let missing_before = self.sync.missing_count;
         for partition in self.own_partitions() {
-            if !self.view.joined() || !self.view.owns(partition) {
-                self.sync.disown(partition);
-            } else if self.view.solo() || in_step_needed(self.view.owners(partition).len()) == 0 {
+            let took = old.joined() && old.takes(me, partition);
+            if !view.joined() || !view.takes(me, partition) {
+                match took && self.sync.holds(partition) {
+                    // Those who do not know yet that it has other owners still write here.
+                    true => self.sync.retired.add(partition, now),
+                    false => self.sync.disown(partition),
+                }
+                continue;
+            }
+            self.sync.retired.remove(partition);
+            if view.owners(partition) == [me] {
                 self.sync.hold(partition);
-            } else if no_more_alone || !self.sync.holds(partition) {
+            } else if !took || jumped && (old.solo() || !view.owns(partition)) {
+                self.sync.disown(partition);
+                self.sync.lack(partition, now);
+            } else if !self.sync.holds(partition) {
                 self.sync.lack(partition, now);
             }
         }
-        if self.sync.missing_count > missing_before {
+        let starts_copying = view.copying() && !old.copying();
+        if view.terms() != old.terms() || starts_copying {
+            self.sync.void();
+        }
+        if self.sync.missing_count > missing_before || starts_copying && self.sync.missing_count > 0
+        {
             for index in 0..self.links.len() {
                 self.sync.hurry(NodeIx(index as u16));
             }
+        }
+        if self.sync.missing_count > 0 {
+            self.own_partitions()
+                .for_each(|partition| self.hold_if_in_step(partition));
         }
     }
 
@@ -242,6 +295,7 @@ impl Coordinator {
         if self.sync.missing_count > 0 {
             self.end_overdue_bootstrap();
         }
+        self.drop_retired();
         for index in 0..self.links.len() {
             let node = NodeIx(index as u16);
             let due = self.steady.now();
@@ -269,8 +323,10 @@ impl Coordinator {
 
     /// Begins to go through the partitions shared with a node.
     fn start_session(&mut self, node: NodeIx, now: UnixMs) {
+        let (view, me) = (&self.view, self.view.me());
         let shared = |partition: &PartitionId| {
-            self.view.owns(*partition) && self.view.owners(*partition).contains(&node)
+            view.takes(me, *partition) && view.takes(node, *partition)
+                || self.sync.retired.is_offered_to(*partition, node, view)
         };
         let mut to_compare: VecDeque<_> = self.own_partitions().filter(shared).collect();
         let is_missing = |partition: &PartitionId| self.sync.missing[partition.index()].is_some();
@@ -278,10 +334,12 @@ impl Coordinator {
             .make_contiguous()
             .sort_by_key(|partition| !is_missing(partition));
         let (steady, interval) = (self.steady.now(), self.config.sync_interval_ms);
+        let counts = self.view.copying();
         let session = self.sync.session(node);
         *session = Session {
             number: session.number.wrapping_add(1),
             active: !to_compare.is_empty(),
+            counts,
             to_compare,
             started: steady,
             due: steady.later(interval),
@@ -480,20 +538,35 @@ impl Coordinator {
         }
     }
 
+    /// A co-owner has all that this node has of a partition, and the other way round.
     fn in_step(&mut self, partition: PartitionId, node: NodeIx, holding: bool) {
-        let owners = self.view.owners(partition);
+        self.sync.retired.in_step(partition, node, holding);
+        let counts = self.sync.session(node).counts || planted(Mutation::CountEarlyCopies);
         let Some(missing) = &mut self.sync.missing[partition.index()] else {
             return;
         };
-        missing.in_step_with.retain(|(known, _)| *known != node);
-        let counts = holding || planted(Mutation::CountEmptyCoOwners);
-        missing.in_step_with.push((node, counts));
-        let counted = || {
-            let in_step = missing.in_step_with.iter();
-            in_step.filter(|(node, _)| owners.contains(node))
+        if counts {
+            missing.in_step_with.retain(|(known, _)| *known != node);
+            let holding = holding || planted(Mutation::CountEmptyCoOwners);
+            missing.in_step_with.push((node, holding));
+            self.hold_if_in_step(partition);
+        }
+    }
+
+    fn hold_if_in_step(&mut self, partition: PartitionId) {
+        let Some(missing) = &self.sync.missing[partition.index()] else {
+            return;
         };
-        let holders = counted().filter(|(_, holding)| *holding).count();
-        if holders >= in_step_needed(owners.len()) || counted().count() == owners.len() - 1 {
+        let (view, owners) = (&self.view, self.view.owners(partition));
+        let others = || owners.iter().filter(|owner| **owner != view.me());
+        let seen = |owner: NodeIx| {
+            let mut seen = missing.in_step_with.iter();
+            seen.find(|(node, _)| *node == owner)
+        };
+        let holders = others().filter(|owner| seen(**owner).is_some_and(|(_, holding)| *holding));
+        let needed = in_step_needed(owners.len(), others().count());
+        let all = || others().all(|owner| seen(*owner).is_some() || view.given_up(*owner));
+        if holders.count() >= needed || view.copying() && all() {
             self.sync.hold(partition);
         }
     }
@@ -586,16 +659,20 @@ mod tests {
 
     #[test]
     fn a_newcomer_in_step_meets_every_write_quorum() {
-        for owners in 2..=16 {
+        for owners in 1..=16 {
             let quorum = Consistency::Quorum.needed(owners);
-            // Of the others, a quorum that counted the newcomer has at least this many.
-            let others = quorum - 1;
+            // One that was an owner before: a quorum that counted it has this many others.
+            let others = owners - 1;
+            let needed = in_step_needed(owners, others);
             assert!(
-                others == 0 || in_step_needed(owners) + others > owners - 1,
+                quorum == 1 || needed + quorum - 1 > others,
                 "{owners} owners"
             );
+            // One that was not.
+            assert!(in_step_needed(owners, owners) + quorum > owners);
         }
-        assert_eq!(in_step_needed(1), 0);
-        assert_eq!(in_step_needed(3), 2);
+        assert_eq!(in_step_needed(1, 0), 0);
+        assert_eq!(in_step_needed(1, 1), 1);
+        assert_eq!(in_step_needed(3, 2), 2);
     }
 }

@@ -8,8 +8,9 @@
 
 use std::sync::Arc;
 
-use super::membership::{Member, Membership, State};
-use super::placement::{OWNERS_MAX, Ring, Table};
+use super::Consistency;
+use super::membership::{Member, Membership, Roster, Stage, State, Terms};
+use super::placement::{Ring, Table};
 use crate::clock::{NodeHash, Origin};
 use crate::hash::{PARTITION_COUNT, PartitionId};
 
@@ -40,12 +41,16 @@ pub struct Node {
     pub state: State,
     /// Which life of the node this is, and how often it was defended.
     pub incarnation: u64,
-    /// Whether it may own partitions.
+    /// Whether it may own partitions, now or soon.
     pub placed: bool,
+    /// Whether it says that it holds all it owns.
+    pub holding: bool,
+    /// Whether it is going to leave.
+    pub draining: bool,
 }
 
-impl From<&Member> for Node {
-    fn from(member: &Member) -> Self {
+impl Node {
+    fn new(member: &Member, placed: bool) -> Self {
         Self {
             id: Arc::clone(&member.identity.id),
             hash: NodeHash::of(&member.identity.id),
@@ -53,7 +58,9 @@ impl From<&Member> for Node {
             client_address: Arc::clone(&member.identity.client_address),
             state: member.state,
             incarnation: member.incarnation,
-            placed: member.placed,
+            placed,
+            holding: member.standing.holding,
+            draining: member.standing.draining,
         }
     }
 }
@@ -83,17 +90,43 @@ impl Views {
         let nodes = membership
             .members()
             .filter(|member| member.state != State::Left)
-            .filter_map(|member| Some((self.number(&member.identity.id)?, Node::from(member))))
+            .filter_map(|member| {
+                let id = &member.identity.id;
+                let node = Node::new(member, membership.may_own(id));
+                Some((self.number(id)?, node))
+            })
             .collect();
-        let parts = Parts {
+        let reading = self.share(membership.reading(), placements);
+        let also = membership
+            .also()
+            .map(|roster| self.share(roster, placements));
+        View::new(Parts {
             version: membership.version(),
             me,
             nodes,
             replication: self.replication,
             virtual_nodes: self.virtual_nodes,
             joined: membership.joined(),
-        };
-        View::new(parts, placements)
+            epoch: membership.epoch(),
+            stage: membership.stage(),
+            reading,
+            also,
+            copying: membership.copying(),
+            fenced: membership.fenced(),
+            placed: membership.placed(),
+            leavers_agreed: membership.leavers_agreed(),
+        })
+    }
+
+    /// Works out who owns what by a roster.
+    pub(super) fn share(&mut self, roster: &Roster, placements: &mut Placements) -> Shares {
+        let ids: Vec<&str> = roster.members().iter().map(|id| &**id).collect();
+        let members = roster.members().iter();
+        let numbers: Vec<NodeIx> = members
+            .map(|id| self.number(id).unwrap_or_default())
+            .collect();
+        let table = placements.table(&ids, self.virtual_nodes, self.replication);
+        Shares::new(roster, &table, &numbers)
     }
 
     /// The number of `id`; `None` when no more can be given out.
@@ -124,6 +157,49 @@ pub struct Parts {
     pub virtual_nodes: u32,
     /// Whether this node has found its cluster.
     pub joined: bool,
+    /// How many rosters were settled.
+    pub epoch: u64,
+    /// How far this node is from one roster to the next.
+    pub stage: Stage,
+    /// Who owns what, by the roster this node reads from.
+    pub reading: Shares,
+    /// The same by the roster it writes to besides.
+    pub also: Option<Shares>,
+    /// Whether all that serve write to the new roster too.
+    pub copying: bool,
+    /// Whether others may have gone on without this node.
+    pub fenced: bool,
+    /// Whether no change of owners is under way, or to come.
+    pub placed: bool,
+    /// Whether all know who is going to leave.
+    pub leavers_agreed: bool,
+}
+
+/// The owners of all partitions by one roster.
+#[derive(Clone, Debug)]
+pub struct Shares {
+    roster: Roster,
+    copies: usize,
+    owners: Box<[NodeIx]>,
+}
+
+impl Shares {
+    /// What the table says of a roster whose members have these numbers.
+    fn new(roster: &Roster, table: &Table, numbers: &[NodeIx]) -> Self {
+        let owners = PartitionId::all().flat_map(|partition| table.owners(partition));
+        Self {
+            roster: roster.clone(),
+            copies: table.replication(),
+            owners: owners.map(|&index| numbers[usize::from(index)]).collect(),
+        }
+    }
+
+    #[inline]
+    fn owners(&self, partition: PartitionId) -> &[NodeIx] {
+        debug_assert_eq!(self.owners.len(), PARTITION_COUNT * self.copies);
+        let start = partition.index() * self.copies;
+        &self.owners[start..start + self.copies]
+    }
 }
 
 /// Tables that were worked out lately: members come and go, and the states of those
@@ -158,55 +234,25 @@ impl Placements {
 /// The cluster as one node sees it.
 #[derive(Debug)]
 pub struct View {
-    version: u64,
-    me: NodeIx,
-    joined: bool,
-    solo: bool,
+    parts: Parts,
     nodes: Vec<Option<Node>>,
-    replication_wanted: usize,
-    virtual_nodes: u32,
-    replication: usize,
-    owners: Box<[NodeIx]>,
+    solo: bool,
 }
 
 impl View {
-    /// Works out who owns what. Nodes with the same placed members agree.
-    pub fn new(parts: Parts, placements: &mut Placements) -> Self {
-        let mut placed: Vec<(&str, NodeIx)> = parts
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.placed)
-            .map(|(ix, node)| (&*node.id, *ix))
-            .collect();
-        placed.sort_unstable();
-        let ids: Vec<&str> = placed.iter().map(|(id, _)| *id).collect();
-        let replication = parts.replication.clamp(1, OWNERS_MAX);
-        let table = placements.table(&ids, parts.virtual_nodes, replication);
-        let owners = PartitionId::all()
-            .flat_map(|partition| table.owners(partition))
-            .map(|&index| placed[usize::from(index)].1)
-            .collect();
-        let replication = table.replication();
-
-        let solo = placed.iter().all(|(_, ix)| *ix == parts.me);
+    /// Nodes with the same rosters agree on the owners.
+    pub fn new(mut parts: Parts) -> Self {
         let mut nodes = Vec::new();
-        for (ix, node) in parts.nodes {
+        for (ix, node) in std::mem::take(&mut parts.nodes) {
             if nodes.len() <= ix.index() {
                 nodes.resize_with(ix.index() + 1, || None);
             }
             nodes[ix.index()] = Some(node);
         }
-        Self {
-            version: parts.version,
-            me: parts.me,
-            joined: parts.joined,
-            solo,
-            nodes,
-            replication_wanted: parts.replication,
-            virtual_nodes: parts.virtual_nodes,
-            replication,
-            owners,
-        }
+        let owners = &parts.reading.owners;
+        let alone = !owners.is_empty() && owners.iter().all(|owner| *owner == parts.me);
+        let solo = alone && parts.also.is_none();
+        Self { parts, nodes, solo }
     }
 
     /// A cluster of one.
@@ -219,33 +265,37 @@ impl View {
             state: State::Alive,
             incarnation: 0,
             placed: true,
+            holding: true,
+            draining: false,
         };
-        let parts = Parts {
-            version: 0,
-            me: NodeIx(0),
-            nodes: vec![(NodeIx(0), node)],
+        let mut views = Views::new(replication, virtual_nodes);
+        let me = views.number(&node.id).unwrap_or_default();
+        let roster = Roster::of([Arc::clone(&node.id)]);
+        let reading = views.share(&roster, &mut Placements::default());
+        Self::new(Parts::settled(
+            me,
+            vec![(me, node)],
             replication,
             virtual_nodes,
-            joined: true,
-        };
-        Self::new(parts, &mut Placements::default())
+            reading,
+        ))
     }
 
     /// Grows with every view of one process.
     pub fn version(&self) -> u64 {
-        self.version
+        self.parts.version
     }
 
     /// This node.
     #[inline]
     pub fn me(&self) -> NodeIx {
-        self.me
+        self.parts.me
     }
 
     /// Whether this node has found its cluster; until then it owns nothing surely.
     #[inline]
     pub fn joined(&self) -> bool {
-        self.joined
+        self.parts.joined
     }
 
     /// Every node that is known, by id.
@@ -264,15 +314,92 @@ impl View {
     /// The owners of a partition, the primary first.
     #[inline]
     pub fn owners(&self, partition: PartitionId) -> &[NodeIx] {
-        debug_assert_eq!(self.owners.len(), PARTITION_COUNT * self.replication);
-        let start = partition.index() * self.replication;
-        &self.owners[start..start + self.replication]
+        self.parts.reading.owners(partition)
+    }
+
+    /// Its owners by the roster that is written to besides, where one is; they may be the
+    /// same.
+    #[inline]
+    pub fn owners_also(&self, partition: PartitionId) -> Option<&[NodeIx]> {
+        Some(self.parts.also.as_ref()?.owners(partition))
+    }
+
+    /// Whether a node is among those that a partition is written to.
+    #[inline]
+    pub fn takes(&self, node: NodeIx, partition: PartitionId) -> bool {
+        self.owners(partition).contains(&node)
+            || self
+                .owners_also(partition)
+                .is_some_and(|owners| owners.contains(&node))
     }
 
     /// Whether this node is among a partition's owners.
     #[inline]
     pub fn owns(&self, partition: PartitionId) -> bool {
-        self.solo || self.owners(partition).contains(&self.me)
+        self.solo || self.owners(partition).contains(&self.parts.me)
+    }
+
+    /// By which rosters this node reads and writes.
+    #[inline]
+    pub fn terms(&self) -> Terms {
+        Terms {
+            reading: self.parts.reading.roster.id(),
+            also: (self.parts.also.as_ref()).map_or_else(Default::default, |also| also.roster.id()),
+        }
+    }
+
+    /// How far this node is from one roster to the next.
+    #[inline]
+    pub fn stage(&self) -> Stage {
+        self.parts.stage
+    }
+
+    /// How many rosters were settled.
+    pub fn epoch(&self) -> u64 {
+        self.parts.epoch
+    }
+
+    /// Whether what is copied now is all that a new owner must have: all that serve write
+    /// to the new roster too, or there is none.
+    pub fn copying(&self) -> bool {
+        self.parts.copying || self.parts.stage != Stage::Joint
+    }
+
+    /// Whether an owner is not waited for any more: it is away, and the members have decided
+    /// to go on without it.
+    pub fn given_up(&self, owner: NodeIx) -> bool {
+        let goes_on = |node: &Node| match (self.parts.stage, &self.parts.also) {
+            (Stage::Joint, Some(target)) => target.roster.contains(&node.id),
+            _ => true,
+        };
+        self.node(owner)
+            .is_none_or(|node| node.state == State::Dead && !goes_on(node))
+    }
+
+    /// Whether others may have gone on without this node.
+    #[inline]
+    pub fn fenced(&self) -> bool {
+        self.parts.fenced
+    }
+
+    /// Whether this node can leave without a key losing its quorum or its last copy: it owns
+    /// nothing, or enough others hold what it owns. With nobody there to take over it can.
+    pub fn can_spare_me(&self) -> bool {
+        let me = self.parts.me;
+        let may_stay = |node: &Node| node.state != State::Dead && !node.draining;
+        let mut others = self.nodes().filter(|(ix, _)| *ix != me);
+        if !self.parts.joined || !others.any(|(_, node)| may_stay(node)) {
+            return true;
+        }
+        let is_strong = |node: &Node| may_stay(node) && node.state == State::Alive && node.holding;
+        let holds = |owner: &&NodeIx| **owner != me && self.node(**owner).is_some_and(is_strong);
+        self.parts.placed
+            && self.parts.leavers_agreed
+            && PartitionId::all().all(|partition| {
+                let owners = self.owners(partition);
+                let needed = Consistency::Quorum.needed(owners.len());
+                !owners.contains(&me) || owners.iter().filter(holds).count() >= needed
+            })
     }
 
     /// The ids of a partition's owners, the primary first.
@@ -310,25 +437,49 @@ impl View {
 
     /// Copies of each key that were asked for; there are no more than members.
     pub fn replication_wanted(&self) -> usize {
-        self.replication_wanted
+        self.parts.replication
     }
 
     /// Points each member has on the ring.
     pub fn virtual_nodes(&self) -> u32 {
-        self.virtual_nodes
+        self.parts.virtual_nodes
     }
 
     /// The ring behind the table: each point with the id of its member.
     pub fn ring(&self) -> Vec<(u64, &str)> {
-        let mut ids: Vec<&str> = self
-            .nodes()
-            .filter(|(_, node)| node.placed)
-            .map(|(_, node)| &*node.id)
-            .collect();
-        ids.sort_unstable();
-        Ring::new(&ids, self.virtual_nodes)
+        let members = self.parts.reading.roster.members();
+        let ids: Vec<&str> = members.iter().map(|id| &**id).collect();
+        Ring::new(&ids, self.parts.virtual_nodes)
             .points()
             .map(|(point, member)| (point, ids[member]))
             .collect()
+    }
+}
+
+impl Parts {
+    /// A cluster in which no change of owners is under way.
+    pub(super) fn settled(
+        me: NodeIx,
+        nodes: Vec<(NodeIx, Node)>,
+        replication: usize,
+        virtual_nodes: u32,
+        reading: Shares,
+    ) -> Self {
+        Self {
+            version: 0,
+            me,
+            nodes,
+            replication,
+            virtual_nodes,
+            joined: true,
+            epoch: 1,
+            stage: Stage::Settled,
+            reading,
+            also: None,
+            copying: false,
+            fenced: false,
+            placed: true,
+            leavers_agreed: true,
+        }
     }
 }

@@ -6,7 +6,7 @@ use serde::ser::{SerializeMap, Serializer};
 
 use crate::cluster::View;
 use crate::cluster::membership::Counters;
-use crate::cluster::membership::State;
+use crate::cluster::membership::{Stage, State};
 use crate::telemetry::cluster::{ClusterCounts, FIELDS};
 
 /// `/cluster/members`.
@@ -100,6 +100,8 @@ pub struct DistMetrics<'a> {
     pub counters: &'a Counters,
     /// What the cores have counted.
     pub cores: &'a [ClusterCounts],
+    /// Whether this node drains.
+    pub draining: bool,
 }
 
 impl Serialize for DistMetrics<'_> {
@@ -124,6 +126,14 @@ impl Serialize for DistMetrics<'_> {
             ("MembersAlive", states(State::Alive)),
             ("MembersSuspect", states(State::Suspect)),
             ("MembersDead", states(State::Dead)),
+            ("Drains", u64::from(self.draining)),
+            // Ours, beyond the reference.
+            ("RosterEpoch", self.view.epoch()),
+            (
+                "RosterChanging",
+                u64::from(self.view.stage() != Stage::Settled),
+            ),
+            ("Fenced", u64::from(self.view.fenced())),
         ];
         let mut map = serializer.serialize_map(None)?;
         for (name, value) in own {

@@ -46,8 +46,8 @@ pub struct Management {
     pub exposition: Exposition,
     /// What the cores count about peers.
     pub cluster_counts: Vec<SharedCounts>,
-    /// Set once the node is stopping.
-    pub stopping: Arc<AtomicBool>,
+    /// Set once the node is going to leave.
+    pub draining: Arc<AtomicBool>,
     /// Whether the node has its data.
     pub readiness: Arc<Readiness>,
     /// The cluster.
@@ -143,7 +143,7 @@ impl Serving {
     }
 
     fn health(&self, writer: &mut Writer<'_>) {
-        let unready = if self.management.stopping.load(Ordering::Relaxed) {
+        let unready = if self.management.draining.load(Ordering::Relaxed) {
             "draining"
         } else if self.management.readiness.bootstrapping() {
             "bootstrapping"
@@ -260,6 +260,7 @@ impl Service for Serving {
                     view: &view,
                     counters: &control.counters(),
                     cores: &self.counts(),
+                    draining: self.management.draining.load(Ordering::Relaxed),
                 };
                 writer.json(Status::Ok, &metrics);
             }

@@ -10,10 +10,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::core::{Dial, Message, wall_time};
+use super::core::{Dial, Event, Message, wall_time};
+use super::readiness::Readiness;
 use crate::cluster::View;
 use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip};
 use crate::cluster::rng::Rng;
@@ -21,6 +23,7 @@ use crate::cluster::view::{Placements, Views};
 use crate::peer::MEMBERSHIP_PATH;
 use crate::peer::client::{Client, Dialing};
 use crate::runtime::{self, Giver, Receiver, Sender};
+use crate::telemetry::cluster::SharedCounts;
 
 /// Membership messages on their way to one address.
 const SENDS_MAX: usize = 8;
@@ -39,6 +42,9 @@ const TICK_MIN: Duration = Duration::from_millis(5);
 pub enum ControlMessage {
     /// A membership message of another node, and where the reply is waited for.
     Membership(Vec<u8>, Giver<Vec<u8>>),
+    /// This node is going to leave: see to it that others can do without it, and tell the
+    /// main thread when they can ([`Event::HandedOver`]). More than once is the same.
+    Drain,
     /// Tell the others that this node leaves, and say when they were told.
     Leave(std::sync::mpsc::Sender<()>),
 }
@@ -57,6 +63,14 @@ pub struct ControlParts {
     pub dial: Dial,
     /// How often a member is probed.
     pub heartbeat: Duration,
+    /// How far the cores have come.
+    pub readiness: Arc<Readiness>,
+    /// Set once this node is going to leave.
+    pub draining: Arc<AtomicBool>,
+    /// What the cores count.
+    pub cluster_counts: Vec<SharedCounts>,
+    /// Where the main thread is told.
+    pub events: std::sync::mpsc::Sender<Event>,
 }
 
 /// Tells one task of each change of the view.
@@ -93,6 +107,12 @@ pub struct Control {
     mailboxes: Vec<Sender<Message>>,
     dialing: Dialing,
     heartbeat: Duration,
+    readiness: Arc<Readiness>,
+    draining: Arc<AtomicBool>,
+    cluster_counts: Vec<SharedCounts>,
+    events: std::sync::mpsc::Sender<Event>,
+    /// Whether the main thread has yet to be told that others can do without this node.
+    handing_over: Cell<bool>,
     contacts: RefCell<Contacts<Client>>,
     watchers: RefCell<Vec<Weak<RefCell<Option<Waker>>>>>,
     changes: Cell<u64>,
@@ -119,6 +139,11 @@ impl Control {
             mailboxes: parts.mailboxes,
             dialing: dial.dialing(1),
             heartbeat: parts.heartbeat,
+            readiness: parts.readiness,
+            draining: parts.draining,
+            cluster_counts: parts.cluster_counts,
+            events: parts.events,
+            handing_over: Cell::new(false),
             contacts: RefCell::default(),
             watchers: RefCell::default(),
             changes: Cell::new(0),
@@ -166,6 +191,7 @@ impl Control {
                             reply.give(out);
                         }
                     }
+                    ControlMessage::Drain => self.drain(),
                     ControlMessage::Leave(told) => {
                         // A node alone has nobody to tell, and what is in flight still
                         // needs an owner.
@@ -177,6 +203,35 @@ impl Control {
                     }
                 }
             }
+        }
+    }
+
+    fn drain(self: &Rc<Self>) {
+        let before = self.draining.swap(true, Ordering::Relaxed);
+        let known = self.membership.borrow().draining();
+        if !before || !known {
+            tracing::info!("draining: writes are refused, others take over");
+        }
+        self.membership
+            .borrow_mut()
+            .drain(now_ms(), &mut self.rng.borrow_mut());
+        self.handing_over.set(true);
+        self.act();
+    }
+
+    /// Tells the main thread when nothing is left that others need this node for.
+    fn conclude_drain(&self) {
+        if !self.handing_over.get() {
+            return;
+        }
+        let view = self.view();
+        let (followed, _) = self.readiness.followed();
+        let counts = self.cluster_counts.iter().map(SharedCounts::read);
+        let unsent: u64 = counts.map(|counts| counts.unsent).sum();
+        if followed == view.version() && unsent == 0 && view.can_spare_me() {
+            self.handing_over.set(false);
+            tracing::info!("drained: others hold all that this node holds");
+            let _ = self.events.send(Event::HandedOver);
         }
     }
 
@@ -206,7 +261,15 @@ impl Control {
             self.membership
                 .borrow_mut()
                 .tick(now_ms(), &mut self.rng.borrow_mut());
+            let (followed, holding) = self.readiness.followed();
+            self.membership.borrow_mut().follow(
+                now_ms(),
+                &mut self.rng.borrow_mut(),
+                followed,
+                holding,
+            );
             self.act();
+            self.conclude_drain();
             runtime::sleep(interval).await;
             self.dialing
                 .deadlines

@@ -31,7 +31,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -107,6 +107,8 @@ pub enum Event {
     Ready(CoreId, runtime::DriverReport),
     /// A core has no connection left after a stop.
     Drained(CoreId),
+    /// The cluster can do without this node: what only it had is elsewhere.
+    HandedOver,
     /// A thread has ended; with what went wrong, if anything did.
     Ended(Thread, Option<String>),
     /// The process got a signal.
@@ -156,6 +158,8 @@ pub struct Parts {
     pub peer_limits: Limits,
     /// Whether all cores have what they need.
     pub readiness: Arc<Readiness>,
+    /// Set once this node is going to leave.
+    pub draining: Arc<AtomicBool>,
     /// The mailboxes of all cores, its own included.
     pub mailboxes: Vec<Sender<Message>>,
     /// Batches it may have outstanding at each other core.
@@ -222,6 +226,7 @@ pub struct Core {
     pub(super) peer_limits: Rc<Limits>,
     cluster_counts: SharedCounts,
     readiness: Arc<Readiness>,
+    pub(super) draining: Arc<AtomicBool>,
     pub(super) date: Cell<HttpDate>,
     finished: Cell<Vec<(Box<Batch>, Home)>>,
     dirty: Cell<Vec<(NodeIx, Lane)>>,
@@ -370,6 +375,7 @@ impl Core {
             control: parts.control,
             cluster_counts: parts.cluster_counts,
             readiness: parts.readiness,
+            draining: parts.draining,
             peer_limits: Rc::new(parts.peer_limits),
             siblings,
             replies: RefCell::default(),
@@ -500,7 +506,17 @@ impl Core {
             self.cluster.borrow_mut().tick(now);
             self.links.wake_due(&self.cluster.borrow());
             self.after_cluster();
+            self.report_readiness();
         }
+    }
+
+    /// Tells how far this core has come.
+    fn report_readiness(&self) {
+        let cluster = self.cluster.borrow();
+        let view = cluster.view();
+        let missing = view.joined().then(|| cluster.sync().missing());
+        self.readiness
+            .report(self.api.core.index(), view.version(), missing);
     }
 
     fn reply(&self, index: usize) -> Option<Rc<Reply>> {
@@ -572,7 +588,7 @@ impl Core {
 
     /// Why this node is not ready for clients, if it is not.
     pub(super) fn unready(&self) -> Option<&'static str> {
-        if self.deadlines.stopping() {
+        if self.draining.load(Ordering::Relaxed) {
             return Some("draining");
         }
         self.readiness.bootstrapping().then_some("bootstrapping")
@@ -666,10 +682,6 @@ impl Core {
     fn publish(&self) {
         let cluster = self.cluster.borrow();
         let counts = ClusterCounts::of(&cluster);
-        if self.view().joined() {
-            let missing = counts.partitions_missing as usize;
-            self.readiness.set_missing(self.api.core.index(), missing);
-        }
         self.cluster_counts.publish(&counts);
         let shard = cluster.local().shard();
         let stats = shard.stats();
@@ -827,7 +839,7 @@ impl Service for Rc<Core> {
         let moment = Moment {
             now: *turn.now.get_or_insert_with(wall_time),
             date: &date,
-            stopping: self.deadlines.stopping(),
+            draining: self.draining.load(Ordering::Relaxed),
             view: &view,
         };
         self.api

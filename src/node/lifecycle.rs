@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! plan cores -> bind every socket -> start threads -> all Ready -> "serving"
-//!     -> first SIGTERM or SIGINT: Stop to all cores -> all Drained, or the deadline
+//!     -> first SIGTERM or SIGINT: writes are refused -> HandedOver, or most of the deadline
+//!     -> goodbye to the other nodes -> Stop to all cores -> all Drained, or the deadline
 //!     -> Exit to all cores -> all Ended -> exit code 0
 //! ```
 //!
@@ -69,6 +70,10 @@ const PREDECESSOR_PAUSE: Duration = Duration::from_millis(10);
 const CONTROL_MAILBOX: usize = 4096;
 
 const VIRTUAL_NODES: u32 = 64;
+/// The share of the shutdown deadline that handing over may take; the rest is for saying
+/// goodbye and for the connections of clients.
+const HAND_OVER_PERCENT: u32 = 80;
+
 /// How long a stopping node waits until the others know.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
 
@@ -137,6 +142,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         .map(|_| runtime::mailbox(mailbox_capacity(cores.get(), depth)))
         .unzip();
     let connections = Arc::new(AtomicUsize::new(0));
+    let draining = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for ((((core, listener), peer_listener), inbox), counters) in cores
         .cores()
@@ -169,6 +175,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             cluster_counts: cluster_counts[core.index()].clone(),
             peer_limits: peer_limits(settings),
             readiness: Arc::clone(&readiness),
+            draining: Arc::clone(&draining),
             mailboxes: mailboxes.clone(),
             mailbox_depth: depth,
             limits: limits(settings),
@@ -195,7 +202,6 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cores_reason: plan.reason.to_string(),
         memory_limit_bytes: memory_limit,
     };
-    let stopping = Arc::new(AtomicBool::new(false));
     let control_parts = ControlParts {
         membership,
         views,
@@ -203,6 +209,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         mailboxes: mailboxes.clone(),
         dial,
         heartbeat: settings.heartbeat,
+        readiness: Arc::clone(&readiness),
+        draining: Arc::clone(&draining),
+        cluster_counts: cluster_counts.clone(),
+        events: events.clone(),
     };
     start_management(ManagementParts {
         listener: mgmt_listener,
@@ -212,7 +222,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         facts: Arc::clone(&facts),
         exposition: Exposition::new(process.clone(), counters.clone()),
         cluster_counts,
-        stopping: Arc::clone(&stopping),
+        draining: Arc::clone(&draining),
         readiness: Arc::clone(&readiness),
         control: control_parts,
         inbox: control_inbox,
@@ -243,7 +253,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         control: control_sender,
         cores,
         mailboxes,
-        stopping,
+        draining,
     };
     Ok(main.until_stopped(settings.shutdown_timeout, threads))
 }
@@ -369,6 +379,7 @@ fn membership(settings: &Settings, me: Identity, now_ms: u64) -> Membership {
         indirect_probes: settings.indirect_probe_k,
         dead_grace_ms: ms(settings.dead_grace),
         join_timeout_ms: ms(settings.join_timeout),
+        replication: settings.replication as usize,
     };
     let seeds = settings.seeds.iter().map(|seed| membership::Seed {
         id: seed.id.as_deref().map(Arc::from),
@@ -394,6 +405,8 @@ fn cluster_config(settings: &Settings, core: CoreId, cores: CoreCount) -> Config
         clock_skew_ms_max: ms(settings.clock_skew),
         sync_interval_ms: ms(settings.sync_interval),
         sync_interval_ms_max: ms(settings.tombstone_ttl) / 2,
+        patience_ms: ms(settings.peer_timeout),
+        drop_grace_ms: ms(settings.drop_grace),
         bootstrap_timeout_ms: ms(settings.bootstrap_timeout),
     }
 }
@@ -534,7 +547,7 @@ fn wait_until_ready(
                 return Err(cannot(format!("{thread} did not start: {problem}")));
             }
             Ok(Event::Signal(signal)) => std::process::exit(128 + signal),
-            Ok(Event::Drained(_)) => {}
+            Ok(Event::Drained(_) | Event::HandedOver) => {}
             Err(_) => return Err(cannot("the cores ended before they had started")),
         }
     }
@@ -550,7 +563,7 @@ struct ManagementParts {
     facts: Arc<NodeFacts>,
     exposition: Exposition,
     cluster_counts: Vec<SharedCounts>,
-    stopping: Arc<AtomicBool>,
+    draining: Arc<AtomicBool>,
     readiness: Arc<Readiness>,
     control: ControlParts,
     inbox: Receiver<ControlMessage>,
@@ -569,7 +582,7 @@ fn start_management(parts: ManagementParts) -> Result<(), StartError> {
                         facts: parts.facts,
                         exposition: parts.exposition,
                         cluster_counts: parts.cluster_counts,
-                        stopping: parts.stopping,
+                        draining: parts.draining,
                         readiness: parts.readiness,
                         control: Rc::clone(&control),
                     };
@@ -590,7 +603,7 @@ struct MainThread {
     control: runtime::Sender<ControlMessage>,
     cores: CoreCount,
     mailboxes: Vec<runtime::Sender<Message>>,
-    stopping: Arc<AtomicBool>,
+    draining: Arc<AtomicBool>,
 }
 
 impl MainThread {
@@ -602,15 +615,18 @@ impl MainThread {
                     return self.stop(deadline, threads);
                 }
                 Ok(Event::Ended(thread, problem)) => return died(thread, problem),
-                Ok(Event::Ready(..) | Event::Drained(_)) => {}
+                Ok(Event::Ready(..) | Event::Drained(_) | Event::HandedOver) => {}
                 Err(_) => return ExitCode::FAILURE,
             }
         }
     }
 
     fn stop(self, deadline: Duration, threads: Vec<thread::JoinHandle<()>>) -> ExitCode {
+        let hand_over_until = Instant::now() + deadline * HAND_OVER_PERCENT / 100;
         let deadline = Instant::now() + deadline;
-        self.stopping.store(true, Ordering::Relaxed);
+        if let Err(died) = self.hand_over(hand_over_until) {
+            return died;
+        }
         self.leave(deadline);
         self.tell_all(|| Message::Stop);
         let mut drained = vec![false; self.cores.get()];
@@ -622,7 +638,7 @@ impl MainThread {
                 Ok(Event::Drained(core)) => drained[core.index()] = true,
                 Ok(Event::Ended(thread, problem)) => return died(thread, problem),
                 Ok(Event::Signal(signal)) => second_signal(signal),
-                Ok(Event::Ready(..)) => {}
+                Ok(Event::Ready(..) | Event::HandedOver) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     let cores = drained.iter().filter(|&&drained| !drained).count();
                     tracing::warn!(
@@ -644,7 +660,7 @@ impl MainThread {
                 Ok(Event::Ended(Thread::Core(_), None)) => running -= 1,
                 Ok(Event::Ended(thread, problem)) => return died(thread, problem),
                 Ok(Event::Signal(signal)) => second_signal(signal),
-                Ok(Event::Ready(..) | Event::Drained(_)) => {}
+                Ok(Event::Ready(..) | Event::Drained(_) | Event::HandedOver) => {}
                 Err(_) => return ExitCode::SUCCESS,
             }
         }
@@ -653,6 +669,30 @@ impl MainThread {
         }
         tracing::info!("stopped");
         ExitCode::SUCCESS
+    }
+
+    /// Refuses writes from now on and waits until the cluster can do without this node, but
+    /// not for ever.
+    fn hand_over(&self, until: Instant) -> Result<(), ExitCode> {
+        self.draining.store(true, Ordering::Relaxed);
+        if self.control.try_send(ControlMessage::Drain).is_err() {
+            return Ok(());
+        }
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(left) {
+                Ok(Event::HandedOver) => return Ok(()),
+                Ok(Event::Ended(thread, problem)) => return Err(died(thread, problem)),
+                Ok(Event::Signal(signal)) => second_signal(signal),
+                Ok(Event::Ready(..) | Event::Drained(_)) => {}
+                Err(_) => {
+                    tracing::warn!(
+                        "the time to hand over has passed: what only this node has is lost"
+                    );
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Tells the other nodes, so that they send nothing more; not waiting for long.

@@ -15,6 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 
 use super::connection::{self, Service};
@@ -29,7 +30,7 @@ use crate::cluster::{NodeIx, View};
 use crate::hash::{CoreCount, CoreId};
 use crate::http::{Connection, Head, Method, Status};
 use crate::peer::client::{Client, Dialing};
-use crate::peer::{KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
+use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
 use crate::runtime::{self, Listener, Steering, handoff};
 
 /// Peer connections one core accepts.
@@ -204,6 +205,8 @@ pub enum PeerJob {
     Membership(Vec<u8>),
     /// A listing of this node's keys.
     Keys(browse::Request),
+    /// This node is to drain.
+    Drain,
 }
 
 /// What one core serves on the peer listener.
@@ -342,6 +345,7 @@ impl Service for PeerService {
             (Method::Post, path) if path == MEMBERSHIP_PATH.as_bytes() => {
                 PeerJob::Membership(body.into_owned())
             }
+            (Method::Post, path) if path == DRAIN_PATH.as_bytes() => PeerJob::Drain,
             (Method::Get, path) if path == KEYS_PATH.as_bytes() => {
                 match browse::plan(head.query, connection) {
                     Ok(request) => PeerJob::Keys(request),
@@ -391,6 +395,15 @@ impl Service for PeerService {
                     Some(reply) => Ok(reply),
                     None => Err(ApiError::bad_request("malformed membership message")),
                 }
+            }
+            PeerJob::Drain => {
+                self.0.draining.store(true, Ordering::Relaxed);
+                let _ = self.0.control.send(ControlMessage::Drain).await;
+                let date = self.0.date.get();
+                let view = self.0.view();
+                let mut writer = self.0.writer(turn, &view, &date, connection);
+                writer.respond(Status::Ok, "text/plain", b"draining", &[]);
+                return;
             }
             PeerJob::Keys(request) => {
                 let scans = self.0.browse_here(link, &request).await;

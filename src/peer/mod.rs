@@ -11,6 +11,7 @@
 //! | `POST /peer/v1/operations/{core}/{cores}` | a frame | the answers to it |
 //! | `POST /peer/v1/membership` | a message | the reply, or nothing |
 //! | `GET /peer/v1/keys?q&max` | | keys of this node |
+//! | `POST /dist/drain` | | `draining`; for operators, as is `/health` |
 //! | `GET /health` | | `ok`, or 503 and why not; needs no token |
 //!
 //! Everything but `/health` needs the peer token where one is configured. Every
@@ -26,6 +27,9 @@ pub const OPERATIONS_PATH: &str = "/peer/v1/operations/";
 pub const MEMBERSHIP_PATH: &str = "/peer/v1/membership";
 /// Where a node's keys are listed.
 pub const KEYS_PATH: &str = "/peer/v1/keys";
+
+/// Where a node is told to drain.
+pub const DRAIN_PATH: &str = "/dist/drain";
 
 /// The largest body of a request between peers, beyond the largest value.
 pub const BODY_BYTES_MAX: u64 = 64 << 20;

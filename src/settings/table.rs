@@ -279,6 +279,12 @@ pub const TABLE: &[Setting] = &[
         "how long a dead member keeps its partitions",
     ),
     setting(
+        "HYPERCACHE_DROP_GRACE",
+        "30s",
+        INTERVAL,
+        "how long a node keeps partitions that have other owners now",
+    ),
+    setting(
         "HYPERCACHE_JOIN_TIMEOUT",
         "3s",
         INTERVAL,

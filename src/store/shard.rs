@@ -299,6 +299,23 @@ impl Shard {
         self.len > 0 || !self.tombstones.is_empty()
     }
 
+    /// Removes what is known of one partition, `steps_max` keys at most; returns how many
+    /// there were.
+    pub fn drop_step(&mut self, partition: PartitionId, steps_max: usize) -> usize {
+        let ids: Vec<_> = self.partitions.ids(partition).take(steps_max).collect();
+        for &id in &ids {
+            self.unlist(id);
+            self.wheel.remove(&mut self.slab, id);
+            self.forget(id);
+        }
+        ids.len()
+    }
+
+    /// Whether nothing is known of a partition: no value, no tombstone.
+    pub fn lacks(&self, partition: PartitionId) -> bool {
+        self.partitions.ids(partition).next().is_none()
+    }
+
     /// The digest of one partition; that of nothing if another core owns it.
     pub fn digest(&self, partition: PartitionId) -> Digest {
         self.partitions.digest(partition)

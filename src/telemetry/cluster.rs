@@ -23,6 +23,13 @@ pub struct ClusterCounts {
     pub sync_backoff: u64,
     /// Partitions whose data is not there yet.
     pub partitions_missing: u64,
+    /// What a node that leaves has yet to send: hints for nodes that can be reached, and
+    /// operations under way.
+    pub unsent: u64,
+    /// Partitions that have other owners and are kept for a while.
+    pub partitions_retired: u64,
+    /// Partitions that had other owners and were dropped.
+    pub partitions_dropped: u64,
     /// Tombstones kept.
     pub tombstones: u64,
     /// Tombstones given up, by age or for room.
@@ -46,6 +53,9 @@ impl ClusterCounts {
             sync: *cluster.sync().counters(),
             sync_backoff: cluster.sync().backoff(),
             partitions_missing: cluster.sync().missing() as u64,
+            unsent: cluster.unsent() as u64,
+            partitions_retired: cluster.sync().retired().len() as u64,
+            partitions_dropped: cluster.sync().retired().dropped(),
             tombstones: cluster.local().shard().tombstones() as u64,
             tombstones_purged: stats.tombstones_expired + stats.tombstones_purged,
             frames_sent,
@@ -87,7 +97,9 @@ pub const FIELDS: &[Field] = &[
     }),
     ("ReadRepair", |c| c.coordinator.read_repair),
     ("ReadRepairBatched", |c| c.coordinator.read_repair_batched),
-    ("ReadRepairCoalesced", |_| 0),
+    ("ReadRepairCoalesced", |c| {
+        c.coordinator.read_repair_coalesced
+    }),
     ("ReplicaGetMiss", |c| c.coordinator.replica_get_miss),
     ("VersionConflicts", |c| c.coordinator.version_conflicts),
     ("VersionTieBreaks", |c| c.coordinator.version_tie_breaks),
@@ -132,16 +144,21 @@ pub const FIELDS: &[Field] = &[
     ("RebalancedReplicaDiff", |_| 0),
     ("RebalanceReplicaDiffThrottle", |_| 0),
     ("RebalancedPrimary", |_| 0),
-    ("Drains", |_| 0),
     // Ours, beyond the reference.
     ("WriteRestamps", |c| c.coordinator.write_restamps),
     ("ReadQuorumFailures", |c| c.coordinator.read_quorum_failures),
     ("ClockSkewRefused", |c| c.coordinator.clock_skew_refused),
     ("HintsKept", |c| c.hints_kept),
     ("PartitionsMissing", |c| c.partitions_missing),
+    ("PartitionsRetired", |c| c.partitions_retired),
+    ("PartitionsDropped", |c| c.partitions_dropped),
+    ("RosterRetries", |c| c.coordinator.roster_retries),
+    ("FencedRequests", |c| c.coordinator.fenced),
     ("SyncKeysLeft", |c| c.sync.keys_left),
     ("BootstrapTimeouts", |c| c.sync.bootstrap_timeouts),
     ("PeerFramesSent", |c| c.frames_sent),
+    ("PeerBytesSent", |c| c.coordinator.peer_bytes_sent),
+    ("PeerBytesReceived", |c| c.coordinator.peer_bytes_received),
     ("PeerOperationsSent", |c| c.operations_sent),
     ("PeerOperationsServed", |c| {
         c.coordinator.peer_operations_served

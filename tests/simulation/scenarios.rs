@@ -16,6 +16,8 @@ fn start(settings: WorldSettings) -> World {
 
 const SETTINGS: WorldSettings = WorldSettings {
     nodes: 5,
+    spares: 0,
+    dead_grace_ms: NEVER_MS,
     replication: 5,
     sync_interval_ms: 500,
     hint_ttl_ms: NEVER_MS,
@@ -129,4 +131,185 @@ fn a_minority_refuses_and_the_majority_serves() {
         at_quorum(&mut world, 1, put("refused as well")),
         Done::Failed
     );
+}
+
+/// Two members of five that own most copies of the only key, and the other three.
+fn sides(world: &World) -> ([usize; 2], [usize; 3]) {
+    let owners = world.owners(0);
+    let others: Vec<usize> = (0..5).filter(|node| !owners[..2].contains(node)).collect();
+    ([owners[0], owners[1]], [others[0], others[1], others[2]])
+}
+
+const SPLIT: WorldSettings = WorldSettings {
+    replication: 3,
+    dead_grace_ms: 2_000,
+    ..SETTINGS
+};
+
+/// Most owners of a key are on the smaller side of a partition that outlasts the grace.
+/// What does the smaller side say to a write, when the larger has gone on without it?
+fn writes_on_both_sides() -> (World, Done) {
+    let mut world = start(SPLIT);
+    let (few, most) = sides(&world);
+    isolate(&mut world, &few);
+    run(&mut world, 8_000);
+    let written = at_quorum(&mut world, most[0], put("by most"));
+    assert!(matches!(written, Done::Written(_)), "{written:?}");
+    let written = at_quorum(&mut world, few[0], put("by few"));
+    (world, written)
+}
+
+#[test]
+fn once_the_others_may_have_gone_on_the_smaller_side_of_a_partition_refuses_quorums() {
+    let (mut world, by_few) = writes_on_both_sides();
+    assert_eq!(by_few, Done::Failed);
+    let (few, _) = sides(&world);
+    assert_eq!(at_quorum(&mut world, few[1], Kind::Get), Done::Failed);
+    world.cut.clear();
+    settle(&mut world, 20_000).unwrap();
+    for node in 0..5 {
+        let found = at_quorum(&mut world, node, Kind::Get);
+        assert!(matches!(found, Done::Found(..)), "{node}: {found:?}");
+    }
+}
+
+#[cfg(feature = "mutations")]
+#[test]
+fn going_on_after_being_cut_off_for_long_is_found() {
+    use hypercache::mutation::{Mutation, plant};
+    plant(Some(Mutation::IgnoreFence));
+    let (_, by_few) = writes_on_both_sides();
+    plant(None);
+    assert!(matches!(by_few, Done::Written(_)), "{by_few:?}");
+}
+
+#[test]
+fn what_both_sides_of_a_partition_wrote_at_one_is_settled_by_versions() {
+    let mut world = start(SPLIT);
+    let (few, most) = sides(&world);
+    isolate(&mut world, &few);
+    run(&mut world, 1_000);
+    let number = world.request(few[0], 0, put("earlier"), Consistency::One);
+    run(&mut world, 500);
+    let earlier = world.requests[number].result.clone();
+    assert!(matches!(earlier, Some(Done::Written(_))), "{earlier:?}");
+    let number = world.request(most[0], 0, put("later"), Consistency::One);
+    run(&mut world, 500);
+    let later = world.requests[number].result.clone();
+    assert!(matches!(later, Some(Done::Written(_))), "{later:?}");
+    world.cut.clear();
+    settle(&mut world, 20_000).unwrap();
+    for owner in world.owners(0) {
+        assert_eq!(world.value(owner, 0).as_deref(), Some(&b"later"[..]));
+    }
+    let conflicts = world.nodes.iter().flat_map(|node| &node.cores);
+    let conflicts = conflicts.map(|core| core.counters().version_conflicts);
+    assert!(conflicts.sum::<u64>() > 0);
+}
+
+/// Writes keys at QUORUM, one after the other, through nodes that take writes.
+fn fill(world: &mut World, value: &str) {
+    for key in 0..world.keys.len() {
+        let node = world
+            .up()
+            .filter(|&node| world.takes_writes(node))
+            .nth(key % 2);
+        let number = world.request(node.unwrap(), key, put(value), Consistency::Quorum);
+        run(world, 50);
+        let result = &world.requests[number].result;
+        assert!(
+            matches!(result, Some(Done::Written(_))),
+            "{key}: {result:?}"
+        );
+    }
+}
+
+fn all_read(world: &mut World, value: &str) {
+    for node in world.up().collect::<Vec<_>>() {
+        for key in 0..world.keys.len() {
+            let number = world.request(node, key, Kind::Get, Consistency::Quorum);
+            run(world, 50);
+            let result = world.requests[number].result.clone();
+            match result {
+                Some(Done::Found(found, _)) => assert_eq!(found, value.as_bytes()),
+                other => panic!("key {key} at {node}: {other:?}"),
+            }
+        }
+    }
+}
+
+const MANY_KEYS: WorldSettings = WorldSettings {
+    nodes: 3,
+    spares: 2,
+    replication: 3,
+    keys: 40,
+    ..SETTINGS
+};
+
+#[test]
+fn a_cluster_grows_from_three_to_five_at_once_and_shrinks_back_at_once() {
+    let mut world = start(MANY_KEYS);
+    fill(&mut world, "three");
+    world.restart_empty(3);
+    world.restart_empty(4);
+    // Requests go on while owners change.
+    fill(&mut world, "growing");
+    settle(&mut world, 20_000).unwrap();
+    all_read(&mut world, "growing");
+    let placed = world.nodes[0].membership.reading().members().len();
+    assert_eq!(placed, 5);
+    world.drain(1);
+    world.drain(4);
+    fill(&mut world, "shrinking");
+    settle(&mut world, 20_000).unwrap();
+    assert_eq!(world.up().collect::<Vec<_>>(), [0, 2, 3]);
+    let placed = world.nodes[0].membership.reading().members().len();
+    assert_eq!(
+        placed, 3,
+        "two at once could not be spared: they lost their places"
+    );
+    all_read(&mut world, "shrinking");
+}
+
+#[test]
+fn one_copy_of_each_key_moves_away_from_a_node_that_drains() {
+    let mut world = start(WorldSettings {
+        replication: 1,
+        ..MANY_KEYS
+    });
+    fill(&mut world, "only here");
+    world.drain(0);
+    settle(&mut world, 20_000).unwrap();
+    assert!(!world.nodes[0].up);
+    all_read(&mut world, "only here");
+}
+
+#[test]
+fn former_owners_drop_what_has_other_owners() {
+    let mut world = start(MANY_KEYS);
+    fill(&mut world, "v");
+    world.restart_empty(3);
+    settle(&mut world, 20_000).unwrap();
+    run(&mut world, 5_000);
+    for node in 0..4 {
+        for key in 0..world.keys.len() {
+            let owns = world.owners(key).contains(&node);
+            assert_eq!(world.resident(node, key).is_some(), owns, "{key} at {node}");
+        }
+    }
+}
+
+#[test]
+fn a_rolling_restart_changes_no_owners() {
+    let mut world = start(MANY_KEYS);
+    fill(&mut world, "kept");
+    for node in 0..3 {
+        world.drain(node);
+        run(&mut world, 1_000);
+        assert!(!world.nodes[node].up, "{node} has left");
+        world.restart_empty(node);
+        settle(&mut world, 20_000).unwrap();
+    }
+    all_read(&mut world, "kept");
+    assert_eq!(world.nodes[0].membership.epoch(), 1);
 }

@@ -13,12 +13,14 @@ use crate::history::{Done, Kind, Request};
 use hypercache::clock::{Origin, UnixMs};
 use hypercache::cluster::coordinator::{Config, Lane};
 use hypercache::cluster::hints::HintLimits;
-use hypercache::cluster::membership::{self, Action as MemberAction, Identity, Membership, State};
+use hypercache::cluster::membership::{
+    self, Action as MemberAction, Identity, Member, Membership, State,
+};
 use hypercache::cluster::message;
 use hypercache::cluster::rng::Rng;
 use hypercache::cluster::view::{Placements, Views};
 use hypercache::cluster::{Consistency, Coordinator, LocalStore, NodeIx, View};
-use hypercache::hash::{CoreCount, CoreId, KeyHash};
+use hypercache::hash::{CoreCount, CoreId, KeyHash, PartitionId};
 use hypercache::operations::{Action, Exchange, Home, Operation, Outcome};
 use hypercache::store::{EvictionPolicy, Shard, ShardConfig, ValueIn};
 
@@ -68,6 +70,11 @@ pub enum Event {
         life: u32,
         bytes: Vec<u8>,
     },
+    /// A process that has said goodbye ends.
+    End {
+        node: usize,
+        life: u32,
+    },
     /// The driver's turn: an operation or a fault.
     Driver(u64),
 }
@@ -114,6 +121,8 @@ pub struct Process {
     pub life: u32,
     pub up: bool,
     pub paused: bool,
+    /// Whether it was told to leave, and ends when it can be done without.
+    pub draining: bool,
     /// How far its clock is ahead, in milliseconds.
     pub skew_ms: i64,
     /// How much later everything it sends arrives.
@@ -151,7 +160,11 @@ pub struct World {
 
 #[derive(Clone, Copy, Debug)]
 pub struct WorldSettings {
+    /// Those that found the cluster; the seeds of all.
     pub nodes: usize,
+    /// Nodes that may join later.
+    pub spares: usize,
+    pub dead_grace_ms: u64,
     pub replication: usize,
     pub sync_interval_ms: u64,
     pub hint_ttl_ms: u64,
@@ -188,10 +201,14 @@ impl World {
                 .collect(),
             exchanges: BTreeMap::new(),
         };
-        for index in 0..settings.nodes {
+        for index in 0..settings.nodes + settings.spares {
             let cores = 1 + world.rng.below(2);
-            let process = world.process(index, 0, cores);
+            let mut process = world.process(index, 0, cores);
+            process.up = index < settings.nodes;
             world.nodes.push(process);
+            if index >= settings.nodes {
+                continue;
+            }
             world.schedule(
                 0,
                 Event::Tick {
@@ -220,8 +237,9 @@ impl World {
             heartbeat_ms: HEARTBEAT_MS,
             gossip_interval_ms: HEARTBEAT_MS,
             indirect_probes: 2,
-            dead_grace_ms: 3_600_000,
+            dead_grace_ms: self.settings.dead_grace_ms,
             join_timeout_ms: 1_000,
+            replication: self.settings.replication,
         };
         let skew_ms = self.rng.below(2 * 200 + 1) as i64 - 200;
         let membership = Membership::new(
@@ -252,6 +270,8 @@ impl World {
                     clock_skew_ms_max: SKEW_MS_MAX,
                     sync_interval_ms: self.settings.sync_interval_ms,
                     sync_interval_ms_max: NEVER_MS,
+                    patience_ms: PEER_TIMEOUT_MS,
+                    drop_grace_ms: 500,
                     bootstrap_timeout_ms: NEVER_MS,
                 };
                 let local =
@@ -271,6 +291,7 @@ impl World {
             life,
             up: true,
             paused: false,
+            draining: false,
             skew_ms,
             slow_ms: 0,
             membership,
@@ -330,7 +351,11 @@ impl World {
 
     fn carry_out(&mut self, event: Event) {
         let target = match &event {
-            Event::Tick { node, life } if self.nodes[*node].life == *life => Some(*node),
+            Event::Tick { node, life } | Event::End { node, life }
+                if self.nodes[*node].life == *life =>
+            {
+                Some(*node)
+            }
             Event::Frame { envelope, .. } => self.by_address(&envelope.to),
             Event::Answer { envelope, .. } | Event::Timeout { envelope } => {
                 Some(envelope.from).filter(|&from| self.nodes[from].life == envelope.life)
@@ -408,9 +433,12 @@ impl World {
                     .membership
                     .receive(self.now, &mut rng, message);
             }
+            Event::End { node, .. } => self.nodes[node].up = false,
             Event::Driver(_) => {}
         }
-        self.follow_up(target);
+        if self.nodes[target].up {
+            self.follow_up(target);
+        }
     }
 
     fn frame(&mut self, target: usize, envelope: Envelope, bytes: &[u8], now: UnixMs) {
@@ -459,6 +487,8 @@ impl World {
             }
         }
         self.renew_view(index);
+        self.follow(index);
+        self.end_if_drained(index);
         for core in 0..self.nodes[index].cores.len() {
             self.collect(index, core);
             let peers: Vec<(NodeIx, String)> = self.nodes[index]
@@ -506,6 +536,50 @@ impl World {
             }
             self.schedule(delay, Event::Frame { envelope, bytes });
         }
+    }
+
+    /// Has a node say goodbye once it has handed over, and end a little later.
+    fn end_if_drained(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let unsent: usize = node.cores.iter().map(Coordinator::unsent).sum();
+        let follows = node.view.version() == node.membership.version();
+        if !node.draining || !follows || unsent > 0 || !node.view.can_spare_me() {
+            return;
+        }
+        node.draining = false;
+        node.membership.leave(self.now);
+        let life = node.life;
+        self.schedule(100, Event::End { node: index, life });
+    }
+
+    /// Tells a node to leave.
+    pub fn drain(&mut self, index: usize) {
+        let mut rng = Rng::new(self.rng.next_u64());
+        let node = &mut self.nodes[index];
+        node.draining = true;
+        node.membership.drain(self.now, &mut rng);
+        self.follow_up(index);
+    }
+
+    /// Ends a node for good, as a machine that breaks.
+    pub fn kill(&mut self, index: usize) {
+        self.nodes[index].up = false;
+    }
+
+    /// Whether a node takes writes of clients.
+    pub fn takes_writes(&self, index: usize) -> bool {
+        let node = &self.nodes[index];
+        node.up && !node.paused && !node.membership.draining()
+    }
+
+    /// Tells membership how far the cores have come, as the control thread does.
+    fn follow(&mut self, index: usize) {
+        let mut rng = Rng::new(self.rng.next_u64());
+        let node = &mut self.nodes[index];
+        let lacking = |core: &Coordinator| !core.view().joined() || core.sync().missing() > 0;
+        let holding = !node.cores.iter().any(lacking);
+        let version = node.view.version();
+        node.membership.follow(self.now, &mut rng, version, holding);
     }
 
     fn renew_view(&mut self, index: usize) {
@@ -622,10 +696,11 @@ impl World {
         }
     }
 
-    /// Nodes that own a key, by the view of node 0.
+    /// Nodes that own a key, by the view of the first that is up.
     pub fn owners(&self, key: usize) -> Vec<usize> {
         let partition = KeyHash::of(&self.keys[key]).partition();
-        let ids = self.nodes[0].view.owner_ids(partition);
+        let first = self.up().next().expect("a node is up");
+        let ids = self.nodes[first].view.owner_ids(partition);
         ids.filter_map(|id| self.nodes.iter().position(|node| node.id == id))
             .collect()
     }
@@ -649,22 +724,98 @@ impl World {
         Some(item.value.bytes().to_vec())
     }
 
-    /// Whether every node sees every node alive.
+    pub fn up(&self) -> impl Iterator<Item = usize> {
+        (0..self.nodes.len()).filter(|&index| self.nodes[index].up)
+    }
+
+    /// Whether every node that is up sees just those alive, and no change of owners is
+    /// under way.
     pub fn converged(&self) -> bool {
-        self.nodes.iter().all(|node| {
-            let alive = node
-                .view
-                .nodes()
-                .filter(|(_, peer)| peer.state == State::Alive);
-            alive.count() == self.nodes.len() && node.view.joined()
+        let first = self.up().next().map(|first| self.nodes[first].view.terms());
+        self.up().all(|index| {
+            let view = &self.nodes[index].view;
+            let alive = view.nodes().filter(|(_, peer)| peer.state == State::Alive);
+            alive.count() == self.up().count()
+                && view.joined()
+                && self.nodes[index].membership.placed()
+                && Some(view.terms()) == first
         })
+    }
+
+    /// Where every node stands, for whoever looks into a broken seed.
+    pub fn describe(&self) -> String {
+        let describe = |node: &Process| {
+            let membership = &node.membership;
+            let rosters = (membership.reading(), membership.also());
+            let missing = node.cores.iter().map(|core| core.sync().missing());
+            let members = membership.members().map(|member| {
+                let Member {
+                    identity,
+                    state,
+                    standing,
+                    ..
+                } = member;
+                format!("\n    {} {state:?} {standing:?}", identity.id)
+            });
+            format!(
+                "{} up {} life {} missing {} {rosters:?}{}",
+                node.id,
+                node.up,
+                node.life,
+                missing.sum::<usize>(),
+                members.collect::<String>()
+            )
+        };
+        let nodes: Vec<String> = self.nodes.iter().map(describe).collect();
+        nodes.join("\n")
+    }
+
+    /// Whether no node that is up has a change of owners under way.
+    pub fn settled(&self) -> bool {
+        let settled = |index: usize| {
+            let node = &self.nodes[index];
+            node.view.joined() && node.membership.placed()
+        };
+        self.up().all(settled)
     }
 
     /// How many nodes do not have the data of all their partitions.
     pub fn lacking(&self) -> usize {
-        let has_all = |node: &&Process| {
+        let has_all = |index: &usize| {
+            let node = &self.nodes[*index];
             node.view.joined() && node.cores.iter().all(|core| core.sync().missing() == 0)
         };
-        self.nodes.iter().filter(|node| !has_all(node)).count()
+        self.up().filter(|index| !has_all(index)).count()
+    }
+
+    /// How many owners of a key may lose its data with a majority of them left.
+    pub fn survivable(&self) -> usize {
+        let rosters = self
+            .up()
+            .map(|index| self.nodes[index].membership.reading());
+        let smallest = rosters.map(|roster| roster.members().len()).min();
+        (smallest.unwrap_or(0).min(self.settings.replication)).saturating_sub(1) / 2
+    }
+
+    /// How many nodes that keys are read from are away, about to leave, or lack data.
+    pub fn weakness(&self) -> usize {
+        let lacks = |core: &Coordinator| {
+            let view = core.view();
+            let lacks = |partition| view.owns(partition) && !core.sync().holds(partition);
+            let own =
+                |partition: &PartitionId| partition.core(core.config().cores) == core.config().core;
+            !view.joined() || core.sync().missing() > 0 && PartitionId::all().filter(own).any(lacks)
+        };
+        let is_strong = |node: &Process| {
+            node.up && !node.membership.draining() && !node.cores.iter().any(lacks)
+        };
+        let is_read = |node: &Process| {
+            self.up()
+                .any(|reader| self.nodes[reader].membership.reading().contains(&node.id))
+        };
+        let nodes = self.nodes.iter();
+        nodes
+            .filter(|node| is_read(node) && !is_strong(node))
+            .count()
     }
 }

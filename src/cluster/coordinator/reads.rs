@@ -2,11 +2,11 @@
 //! or compared among as many owners as the consistency level asks for. See the parent
 //! module.
 
-use super::{Call, Coordinator, Owners, Pending, Work, found};
-use crate::clock::{Origin, UnixMs, Version};
+use super::{Call, Coordinator, Pending, Work, found};
+use crate::clock::{Origin, SteadyMs, UnixMs, Version};
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
-use crate::cluster::message::{Answer, Held, HeldBody, PeerOp, WriteOp};
+use crate::cluster::message::{Answer, Held, HeldBody, PeerOp, Refusal, WriteOp};
 use crate::cluster::view::{NodeIx, View};
 use crate::hash::PartitionId;
 use crate::mutation::{Mutation, planted};
@@ -38,6 +38,10 @@ pub(super) struct CollectWork {
     seen: Vec<(NodeIx, Option<Stamp>)>,
     /// Whether enough have answered and only the value is missing.
     fetching: bool,
+    /// Whether one of those that answered goes by another roster.
+    refused: bool,
+    /// Until when it may be tried again for such owners.
+    patience: SteadyMs,
 }
 
 type Stamp = (Version, Origin);
@@ -141,17 +145,15 @@ impl Coordinator {
         work: &mut ForwardWork,
         call: Call,
     ) -> bool {
-        let owners = Owners::of(&self.view, partition);
-        let me = self.view.me();
+        let view = std::sync::Arc::clone(&self.view);
+        let me = view.me();
         let alive = |view: &View, owner: NodeIx| {
             view.node(owner)
-                .is_some_and(|node| node.state == State::Alive)
+                .is_some_and(|node| node.state == State::Alive && !node.draining)
         };
         for suspects in [false, true] {
-            for (position, &owner) in owners.as_slice().iter().enumerate() {
-                if owner == me
-                    || work.tried & 1 << position != 0
-                    || alive(&self.view, owner) == suspects
+            for (position, &owner) in view.owners(partition).iter().enumerate() {
+                if owner == me || work.tried & 1 << position != 0 || alive(&view, owner) == suspects
                 {
                     continue;
                 }
@@ -223,18 +225,45 @@ impl Coordinator {
         place: (usize, usize),
         now: UnixMs,
     ) -> Option<Outcome<ValueView<'_>>> {
+        let call = self.next_call();
+        let work = self.collect(operation, call, self.patience());
+        if work.got >= work.needed {
+            self.abandon_call();
+            return Some(found(self.local.get(operation.hash, operation.key, now)));
+        }
+        if work.got + work.open < work.needed {
+            self.abandon_call();
+            self.counters.read_quorum_failures += 1;
+            return Some(Outcome::Unreached {
+                reached: work.got,
+                needed: work.needed,
+            });
+        }
+        self.wait(place, Work::Collect(work));
+        None
+    }
+
+    /// Asks all owners what they hold, this node first, and one of them for the value.
+    fn collect(
+        &mut self,
+        operation: &Operation<'_>,
+        call: Call,
+        patience: SteadyMs,
+    ) -> CollectWork {
         let partition = operation.hash.partition();
-        let owners = Owners::of(&self.view, partition);
-        let me = self.view.me();
+        let view = std::sync::Arc::clone(&self.view);
+        let (owners, me) = (view.owners(partition), view.me());
         let mut work = CollectWork {
-            needed: operation.consistency.needed(owners.len),
+            needed: operation.consistency.needed(owners.len()),
             got: 0,
             open: 0,
             best: None,
             seen: Vec::new(),
             fetching: false,
+            refused: false,
+            patience,
         };
-        if owners.as_slice().contains(&me) {
+        if owners.contains(&me) {
             let resident = self.local.resident(operation.hash, operation.key);
             work.got +=
                 usize::from(self.sync.holds(partition) || planted(Mutation::TrustEmptyReplicas));
@@ -254,27 +283,44 @@ impl Coordinator {
             self.counters.forward_get += 1;
         }
         if work.got >= work.needed {
-            return Some(found(self.local.get(operation.hash, operation.key, now)));
+            return work;
         }
-        let call = self.next_call();
         let mut value = work.best.is_none();
-        for &owner in owners.as_slice() {
+        for &owner in owners {
             let key = operation.key;
             if owner != me && self.push(owner, Lane::Data, call, &PeerOp::Read { key, value }) {
                 work.open += 1;
                 value = false;
             }
         }
-        if work.got + work.open < work.needed {
-            self.abandon_call();
-            self.counters.read_quorum_failures += 1;
-            return Some(Outcome::Unreached {
-                reached: work.got,
-                needed: work.needed,
-            });
+        work
+    }
+
+    /// Asks all owners anew, because the rosters have changed. What was answered is void.
+    pub(super) fn collect_again(&mut self, slot: usize, now: UnixMs) {
+        let Some(Pending {
+            work: Work::Collect(work),
+            batch,
+            index,
+        }) = &mut self.pending[slot].1
+        else {
+            return;
+        };
+        let (batch, index, patience) = (*batch, *index, work.patience);
+        self.collected_bytes -= work.best_bytes();
+        work.best = None;
+        let Some(held) = self.batches[batch].take() else {
+            return;
+        };
+        self.counters.roster_retries += 1;
+        self.pending[slot].0 = self.pending[slot].0.wrapping_add(1);
+        let call = self.call(slot);
+        let work = self.collect(&held.batch.operation(index), call, patience);
+        self.batches[batch] = Some(held);
+        if let Some(pending) = &mut self.pending[slot].1 {
+            pending.work = Work::Collect(work);
         }
-        self.wait(place, Work::Collect(work));
-        None
+        self.check_collect(slot, now);
     }
 
     pub(super) fn read_answered(
@@ -282,13 +328,27 @@ impl Coordinator {
         slot: usize,
         node: NodeIx,
         answer: &Answer<'_>,
+        agrees: bool,
         now: UnixMs,
     ) {
         let credible = self.newest_credible(now);
+        let is_refused = matches!(
+            answer,
+            Answer::Refused(Refusal::NotOwner | Refusal::NotJoined)
+        );
+        if let Some(Pending {
+            work: Work::Collect(work),
+            ..
+        }) = &mut self.pending[slot].1
+        {
+            work.refused |= is_refused || !agrees;
+        }
         let Answer::Read { holding, held } = *answer else {
             self.read_failed(slot, now);
             return;
         };
+        // Of one that goes by other rosters it says nothing that it holds the partition.
+        let holding = holding && agrees;
         if held.is_some_and(|held| held.version > credible) {
             // Stamped by a clock that is wrong: no write that follows could be newer.
             self.counters.clock_skew_refused += 1;
@@ -381,6 +441,10 @@ impl Coordinator {
         if work.got >= work.needed {
             self.conclude(slot, now);
         } else if work.got + work.open < work.needed {
+            if work.refused && self.steady.now() < work.patience {
+                self.wait_for_rosters(slot);
+                return;
+            }
             self.unreached(slot, work.got, work.needed);
         }
     }
@@ -503,10 +567,13 @@ impl Coordinator {
         };
         for &(node, _) in seen.iter().filter(is_older) {
             self.counters.read_repair += 1;
+            let waits = |link: &super::Link| !link.data.is_idle();
+            let coalesced = self.links.get(node.index()).is_some_and(waits);
             if node == self.view.me() {
                 self.take_in(hash, &write, now);
             } else if self.push(node, Lane::Data, Call::Repair, &PeerOp::Apply(write)) {
                 self.counters.read_repair_batched += 1;
+                self.counters.read_repair_coalesced += u64::from(coalesced);
             }
         }
     }

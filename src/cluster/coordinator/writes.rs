@@ -1,8 +1,8 @@
 //! Writes: stamped, applied here if this node is an owner, sent to all other owners at
 //! once, and answered when enough of them have it. See the parent module.
 
-use super::{Call, Coordinator, Owners, Pending, Work};
-use crate::clock::{UnixMs, Version};
+use super::{Call, Coordinator, Pending, Takers, Work};
+use crate::clock::{SteadyMs, UnixMs, Version};
 use crate::cluster::Consistency;
 use crate::cluster::coordinator::Lane;
 use crate::cluster::message::{Answer, PeerOp, Refusal, WriteOp};
@@ -14,21 +14,73 @@ use crate::store::{Content, TooLarge, ValueIn, ValueView, Write};
 /// How often one write is stamped anew.
 pub const RESTAMPS_MAX: u32 = 8;
 
-/// A write that waits for owners.
+/// A write that waits for owners. Owners are bits, by their places among the takers.
 #[derive(Debug)]
 pub(super) struct WriteWork {
     version: Version,
-    needed: usize,
-    /// Owners that have it.
-    acks: usize,
-    /// Owners that hold something newer.
-    stale: usize,
-    /// Owners that have yet to answer for this version.
-    open: usize,
+    level: Consistency,
+    takers: Takers,
+    answers: Answers,
     /// How often it was stamped anew.
     restamps: u32,
-    /// Whether any owner will do.
-    one: bool,
+    /// Until when it may be tried again for owners that go by another roster.
+    patience: SteadyMs,
+}
+
+/// What became of a write at its owners.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answers {
+    /// Those that have it.
+    stored: u32,
+    /// Those of them that hold the partition.
+    held: u32,
+    /// Those that have something newer.
+    stale: u32,
+    /// Those of them that hold the partition.
+    stale_held: u32,
+    /// Those that have yet to answer for this version.
+    open: u32,
+    /// Whether one of the others goes by another roster.
+    refused: bool,
+}
+
+impl WriteWork {
+    fn is_met(&self) -> bool {
+        let Answers { stored, held, .. } = self.answers;
+        self.takers.suffice(self.level, stored, held)
+    }
+
+    /// Whether it will be met if all that is open goes well, and so does what is stale.
+    fn can_be_met(&self, with_stale: bool) -> bool {
+        let Answers {
+            stored,
+            held,
+            stale,
+            stale_held,
+            open,
+            ..
+        } = self.answers;
+        let (stale, stale_held) = if with_stale {
+            (stale, stale_held)
+        } else {
+            (0, 0)
+        };
+        let (stored, held) = (stored | stale | open, held | stale_held | open);
+        self.takers.suffice(self.level, stored, held)
+    }
+
+    /// Whether enough have answered to know how new it must be.
+    fn is_answered(&self) -> bool {
+        let Answers {
+            stored,
+            held,
+            stale,
+            stale_held,
+            ..
+        } = self.answers;
+        self.takers
+            .suffice(self.level, stored | stale, held | stale_held)
+    }
 }
 
 impl Coordinator {
@@ -59,68 +111,62 @@ impl Coordinator {
         now: UnixMs,
     ) -> Option<Outcome<ValueView<'_>>> {
         let partition = operation.hash.partition();
-        let owners = Owners::of(&self.view, partition);
-        let mine = owners.as_slice().contains(&self.view.me());
+        let takers = Takers::of(&self.view, partition);
+        let primary = self.view.owners(partition).first().copied();
         self.counters.write_attempts += 1;
-        if mine && owners.len == 1 {
+        if takers.as_slice() == [self.view.me()] && self.sync.holds(partition) {
             self.counters.write_acks += 1;
             return Some(self.write_alone(operation, now));
         }
         let deletes = matches!(operation.action, Action::Delete);
-        if !mine {
+        if takers.bit(self.view.me()) == 0 {
             let counter = match deletes {
                 true => &mut self.counters.forward_remove,
                 false => &mut self.counters.forward_set,
             };
             *counter += 1;
-            if !self.view.reachable(owners.list[0]) {
+            if !primary.is_some_and(|primary| self.view.reachable(primary)) {
                 self.counters.write_forward_promotion += 1;
             }
         }
         let version = self.local.stamp(now);
         let call = self.next_call();
-        let sent = self.send_write(operation, version, &owners, call, now);
-        let (acks, open) = match sent {
-            Ok(sent) => sent,
+        let answers = match self.send_write(operation, version, &takers, call, now) {
+            Ok(answers) => answers,
             Err(too_large) => return Some(Outcome::TooLarge(too_large)),
         };
-        let needed = operation.consistency.needed(owners.len);
-        if acks >= needed {
+        let work = WriteWork {
+            version,
+            level: operation.consistency,
+            takers,
+            answers,
+            restamps: 0,
+            patience: self.patience(),
+        };
+        if work.is_met() {
             self.abandon_call();
             self.counters.write_acks += 1;
             return Some(written(deletes, version));
         }
-        if acks + open < needed {
+        if !work.can_be_met(false) {
             self.abandon_call();
             self.counters.write_quorum_failures += 1;
-            return Some(Outcome::Unreached {
-                reached: acks,
-                needed,
-            });
+            return Some(takers.shortage(work.level, answers.stored, answers.held));
         }
-        let work = WriteWork {
-            version,
-            needed,
-            acks,
-            stale: 0,
-            open,
-            restamps: 0,
-            one: operation.consistency == Consistency::One,
-        };
         self.wait(place, Work::Write(work));
         None
     }
 
-    /// Applies a write here if this node is an owner and sends it to the others, or
-    /// keeps hints for them. Returns how many have it and how many may yet take it.
+    /// Applies a write here if this node takes it and sends it to the others that do, or
+    /// keeps hints for them.
     fn send_write(
         &mut self,
         operation: &Operation<'_>,
         version: Version,
-        owners: &Owners,
+        takers: &Takers,
         call: Call,
         now: UnixMs,
-    ) -> Result<(usize, usize), TooLarge> {
+    ) -> Result<Answers, TooLarge> {
         let Operation { hash, key, .. } = *operation;
         let origin = self.local.origin();
         let content = match &operation.action {
@@ -132,12 +178,15 @@ impl Coordinator {
                 expires_at: self.local.tombstone_expiry(version.stamped_at()),
             },
         };
-        let mut acks = 0;
-        if owners.as_slice().contains(&self.view.me()) {
+        let mut answers = Answers::default();
+        let me = takers.bit(self.view.me());
+        if me != 0 {
             self.local
                 .apply(hash, key, version, origin, content.clone(), now)?;
-            let knows = self.sync.holds(hash.partition());
-            acks += usize::from(knows || operation.consistency == Consistency::One);
+            answers.stored |= me;
+            if self.sync.holds(hash.partition()) {
+                answers.held |= me;
+            }
         } else {
             let write = Write {
                 hash,
@@ -159,13 +208,12 @@ impl Coordinator {
             value,
             expires_at,
         };
-        let mut open = 0;
-        for &owner in owners.as_slice() {
+        for &owner in takers.as_slice() {
             if owner == self.view.me() {
                 continue;
             }
             if self.push(owner, Lane::Data, call, &PeerOp::Write(write)) {
-                open += 1;
+                answers.open |= takers.bit(owner);
             } else {
                 self.keep_hint(owner, &write);
             }
@@ -174,8 +222,8 @@ impl Coordinator {
             Some(_) => &mut self.counters.replica_fanout_set,
             None => &mut self.counters.replica_fanout_remove,
         };
-        *fanout += open as u64;
-        Ok((acks, open))
+        *fanout += u64::from(answers.open.count_ones());
+        Ok(answers)
     }
 
     pub(super) fn keep_hint(&mut self, node: NodeIx, write: &WriteOp<'_>) {
@@ -204,11 +252,15 @@ impl Coordinator {
         }
     }
 
+    /// An owner answered a write; `agrees` says whether each of the two writes where the
+    /// other reads. If not the answer does not count: there may be quorums that do not meet.
     pub(super) fn write_answered(
         &mut self,
         slot: usize,
+        node: NodeIx,
         version: Version,
         answer: &Answer<'_>,
+        agrees: bool,
         now: UnixMs,
     ) {
         let credible = self.newest_credible(now);
@@ -223,11 +275,20 @@ impl Coordinator {
         if work.version != version {
             return;
         }
-        work.open -= 1;
+        let bit = work.takers.bit(node);
+        let answers = &mut work.answers;
+        answers.open &= !bit;
+        let held = |holding: bool| match holding || planted(Mutation::TrustEmptyReplicas) {
+            true => bit,
+            false => 0,
+        };
         match *answer {
             Answer::Stale { version, .. } if version > credible => {
                 // Nothing this node may stamp is newer: not acknowledged.
                 self.counters.clock_skew_refused += 1;
+            }
+            Answer::Stored { .. } | Answer::Stale { .. } if !agrees => {
+                answers.refused = true;
             }
             Answer::Stale {
                 version: known,
@@ -235,31 +296,42 @@ impl Coordinator {
                 holding,
             } => {
                 self.local.observe(known);
-                if !counts(holding, work) {
-                } else if planted(Mutation::AcceptStaleWrites) {
-                    work.acks += 1;
-                } else if work.restamps > 0 && (known, origin) > (version, own_origin) {
-                    // Ours was newer than all that a quorum held after it had begun: this
-                    // was written at the same time, and ours came before it.
-                    work.acks += 1;
+                // Of a write that was stamped anew: it was newer than all that a quorum
+                // held after it had begun. What is newer was written at the same time, and
+                // ours came before it.
+                let came_before = work.restamps > 0 && (known, origin) > (version, own_origin);
+                if came_before || planted(Mutation::AcceptStaleWrites) {
+                    answers.stored |= bit;
+                    answers.held |= held(holding);
                 } else {
-                    work.stale += 1;
+                    answers.stale |= bit;
+                    answers.stale_held |= held(holding);
                 }
             }
-            Answer::Stored { holding } if counts(holding, work) => work.acks += 1,
+            Answer::Stored { holding } => {
+                answers.stored |= bit;
+                answers.held |= held(holding);
+            }
+            Answer::Refused(Refusal::NotOwner | Refusal::NotJoined) => answers.refused = true,
             _ => {}
         }
         self.check_write(slot, now);
     }
 
-    pub(super) fn write_failed(&mut self, slot: usize, version: Version, now: UnixMs) {
+    pub(super) fn write_failed(
+        &mut self,
+        slot: usize,
+        node: NodeIx,
+        version: Version,
+        now: UnixMs,
+    ) {
         if let Some(Pending {
             work: Work::Write(work),
             ..
         }) = &mut self.pending[slot].1
             && work.version == version
         {
-            work.open -= 1;
+            work.answers.open &= !work.takers.bit(node);
             self.check_write(slot, now);
         }
     }
@@ -271,67 +343,73 @@ impl Coordinator {
         let Work::Write(work) = &pending.work else {
             return;
         };
-        if work.acks >= work.needed {
-            let deletes = self.batches[pending.batch].as_ref().is_some_and(|held| {
-                matches!(held.batch.operation(pending.index).action, Action::Delete)
+        let Answers {
+            stored,
+            held,
+            refused,
+            ..
+        } = work.answers;
+        let spent = work.restamps == RESTAMPS_MAX;
+        if work.is_met() {
+            let deletes = self.batches[pending.batch].as_ref().is_some_and(|batch| {
+                matches!(batch.batch.operation(pending.index).action, Action::Delete)
             });
             let outcome = written(deletes, work.version);
             self.counters.write_acks += 1;
             self.finish(slot, outcome);
-        } else if work.acks + work.stale >= work.needed && work.restamps < RESTAMPS_MAX {
-            self.restamp(slot, now);
-        } else if work.acks + work.stale + work.open < work.needed
-            || work.acks + work.open < work.needed && work.restamps == RESTAMPS_MAX
-        {
-            let outcome = Outcome::Unreached {
-                reached: work.acks,
-                needed: work.needed,
-            };
+        } else if work.is_answered() && !spent {
+            let version = self.local.stamp(now);
+            self.counters.write_restamps += 1;
+            self.send_write_again(slot, Some(version), now);
+        } else if !work.can_be_met(!spent) {
+            if refused && self.steady.now() < work.patience {
+                self.wait_for_rosters(slot);
+                return;
+            }
+            let outcome = work.takers.shortage(work.level, stored, held);
             self.counters.write_quorum_failures += 1;
             self.finish(slot, outcome);
         }
     }
 
-    /// Sends a write again under a newer version: an owner holds something newer.
-    fn restamp(&mut self, slot: usize, now: UnixMs) {
-        let Some(pending) = &self.pending[slot].1 else {
+    /// Sends a write again: under a newer version because an owner holds something newer, or
+    /// under the same because the rosters have changed. What was answered so far is void.
+    pub(super) fn send_write_again(&mut self, slot: usize, anew: Option<Version>, now: UnixMs) {
+        let Some(Pending {
+            work: Work::Write(work),
+            batch,
+            index,
+        }) = &mut self.pending[slot].1
+        else {
             return;
         };
-        let (batch_slot, index) = (pending.batch, pending.index);
+        work.version = anew.unwrap_or(work.version);
+        work.restamps += u32::from(anew.is_some());
+        let (version, batch_slot, index) = (work.version, *batch, *index);
         // The batch is out of its place while it is read and the rest of self changes.
         let Some(held) = self.batches[batch_slot].take() else {
             return;
         };
-        self.counters.write_restamps += 1;
         let operation = held.batch.operation(index);
-        let owners = Owners::of(&self.view, operation.hash.partition());
-        let version = self.local.stamp(now);
+        let takers = Takers::of(&self.view, operation.hash.partition());
+        self.pending[slot].0 = self.pending[slot].0.wrapping_add(1);
         let call = self.call(slot);
-        let sent = self.send_write(&operation, version, &owners, call, now);
-        let needed = operation.consistency.needed(owners.len);
+        let sent = self.send_write(&operation, version, &takers, call, now);
         self.batches[batch_slot] = Some(held);
-        // It fitted before; if it does not any more, nobody has it under this version.
-        let (acks, open) = sent.unwrap_or((0, 0));
+        if anew.is_none() {
+            self.counters.roster_retries += 1;
+        }
         if let Some(Pending {
             work: Work::Write(work),
             ..
         }) = &mut self.pending[slot].1
         {
-            work.version = version;
-            work.needed = needed;
-            work.acks = acks;
-            work.open = open;
-            work.stale = 0;
-            work.restamps += 1;
+            work.takers = takers;
+            // It fitted before; if it does not any more, nobody has it under this version.
+            work.answers = sent.unwrap_or_default();
         }
         self.check_write(slot, now);
     }
-}
-
-/// Whether the answer of an owner counts: of what came before, one that lacks data can
-/// tell nothing.
-fn counts(holding: bool, work: &WriteWork) -> bool {
-    holding || work.one || planted(Mutation::TrustEmptyReplicas)
 }
 
 fn written(deletes: bool, version: Version) -> Outcome<ValueView<'static>> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    DEAD_HEARTBEATS, Identity, Kind, LEFT_MEMORY_MS, MEMBERS_MAX, Member, Membership, Peer, Rumor,
+    DEAD_HEARTBEATS, Kind, LEFT_MEMORY_MS, MEMBERS_MAX, Member, Membership, Message, Peer, Rumor,
     SUSPECT_HEARTBEATS, State, Update, later,
 };
 use crate::cluster::rng::Rng;
@@ -12,23 +12,20 @@ use crate::mutation::{Mutation, planted};
 impl Membership {
     /// Any message is news of its sender, at first hand. Tells whether it is a sign of life
     /// of the member known here: not when the sender is outdated, or another with its id.
-    pub(super) fn hear(
-        &mut self,
-        from: &Identity,
-        incarnation: u64,
-        kind: &Kind,
-        rng: &mut Rng,
-    ) -> bool {
-        let state = if *kind == Kind::Leave {
-            State::Left
-        } else {
-            State::Alive
+    pub(super) fn hear(&mut self, message: &Message, rng: &mut Rng) -> bool {
+        let (from, incarnation) = (&message.from, message.incarnation);
+        let state = match message.kind {
+            Kind::Leave => State::Left,
+            Kind::Away => State::Dead,
+            _ => State::Alive,
         };
         self.learn(
             Update {
                 identity: from.clone(),
                 state,
                 incarnation,
+                standing: message.standing,
+                marks: message.marks,
             },
             rng,
         );
@@ -55,7 +52,10 @@ impl Membership {
         let was = self.state_of(&id);
         match was {
             None => self.admit(update),
-            Some(_) => self.revise(update),
+            Some(_) => {
+                self.note_standing(&update);
+                self.revise(update);
+            }
         }
         // A newcomer gets a place by chance among those still to be probed (section 4.3).
         let is_probed = self.state_of(&id).is_some_and(State::is_probed);
@@ -65,8 +65,21 @@ impl Membership {
         }
     }
 
+    fn note_standing(&mut self, update: &Update) {
+        if let Some(peer) = self.others.get_mut(&update.identity.id)
+            && update.standing.is_newer_than(&peer.member.standing)
+        {
+            peer.member.standing = update.standing;
+            self.spread(Arc::clone(&update.identity.id));
+        }
+    }
+
     /// Defends this node against what is said of it, by an incarnation that outranks it.
     pub(super) fn answer_for_me(&mut self, update: Update) {
+        // A clock that stepped back between two lives of this node.
+        if update.standing.life > self.me.standing.life {
+            self.me.standing.life = update.standing.life.saturating_add(1);
+        }
         let is_alive = update.state == State::Alive;
         let is_me = update.identity == self.me.identity;
         let is_known = update.incarnation == self.me.incarnation && is_alive && is_me;
@@ -93,15 +106,10 @@ impl Membership {
             self.counters.members_refused += 1;
             return;
         }
-        let Update {
-            identity,
-            state,
-            incarnation,
-        } = update;
-        let id = Arc::clone(&identity.id);
-        self.count_entry(None, state);
+        let id = Arc::clone(&update.identity.id);
+        self.count_entry(None, update.state);
         let peer = Peer {
-            member: Member::new(identity, state, incarnation, self.now_ms),
+            member: Member::new(update, self.now_ms),
             silent_since_ms: self.now_ms,
             refutable_until_ms: self.heartbeats_from_now(SUSPECT_HEARTBEATS),
         };
@@ -186,7 +194,7 @@ impl Membership {
                 State::Dead if may_remove && in_state_ms >= self.config.dead_grace_ms => {
                     Some(State::Left)
                 }
-                State::Left if in_state_ms >= LEFT_MEMORY_MS => None,
+                State::Left if in_state_ms >= LEFT_MEMORY_MS && !self.may_own(id) => None,
                 _ => continue,
             };
             verdicts.push((Arc::clone(id), verdict));
@@ -197,16 +205,6 @@ impl Membership {
                 None => self.forget(&id),
             }
         }
-    }
-
-    /// Whether more than half of all placed members, the dead among them, are alive.
-    pub(super) fn sees_majority(&self) -> bool {
-        let placed = self.members().filter(|member| member.placed).count();
-        let alive = self
-            .members()
-            .filter(|member| member.state == State::Alive)
-            .count();
-        alive * 2 > placed
     }
 
     pub(super) fn forget(&mut self, id: &str) {

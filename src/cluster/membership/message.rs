@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::placing::{MARKS, RosterId, Stage, Standing};
 use super::{ADDRESS_BYTES_MAX, ID_BYTES_MAX, Identity, State, UPDATES_MAX};
 use crate::bytes::Reader;
 
@@ -16,6 +17,10 @@ pub struct Update {
     pub state: State,
     /// Of which incarnation.
     pub incarnation: u64,
+    /// The last that was heard of where it stands.
+    pub standing: Standing,
+    /// To which of the teller's rosters it belongs.
+    pub marks: u8,
 }
 
 /// What one node says to another.
@@ -27,6 +32,12 @@ pub struct Message {
     pub incarnation: u64,
     /// Whether the sender knows its cluster.
     pub joined: bool,
+    /// What the sender says of where it stands.
+    pub standing: Standing,
+    /// How many rosters were settled before the sender's old one.
+    pub epoch: u64,
+    /// To which of its own rosters the sender belongs, and whether it has switched.
+    pub marks: u8,
     /// What it wants or answers.
     pub kind: Kind,
     /// News that ride along.
@@ -56,17 +67,24 @@ pub enum Kind {
     Gossip,
     /// The answer to gossip: here is all I know.
     GossipReply,
-    /// I am going.
+    /// This is new with me; no answer is needed.
+    News,
+    /// I am going for good.
     Leave,
+    /// I am going, and may be back.
+    Away,
 }
 
 /// The binary form. All numbers are little endian, a text is behind its length:
 ///
 /// ```text
-/// message   version u8 = 1, kind u8, joined u8, from identity, incarnation u64,
+/// message   version u8 = 2, kind u8, joined u8, from identity, incarnation u64,
+///           standing, epoch u64, marks u8,
 ///           [target text (ping request, indirect ack), incarnation u64 (indirect ack)],
 ///           count u16, update ×count
-/// update    identity, state u8, incarnation u64
+/// update    identity, state u8, incarnation u64, standing, marks u8
+/// standing  life u64, sequence u32, epoch u64, target u64, leavers u64,
+///           stage (2 bits), holding (1 bit), draining (1 bit) in u8
 /// identity  id text, peer address text, client address text
 /// text      length u16, UTF-8
 /// ```
@@ -77,6 +95,9 @@ impl Message {
         out.extend([FORMAT, self.kind.code(), u8::from(self.joined)]);
         self.from.encode(out);
         out.extend(self.incarnation.to_le_bytes());
+        self.standing.encode(out);
+        out.extend(self.epoch.to_le_bytes());
+        out.push(self.marks);
         match &self.kind {
             Kind::PingRequest { target } => put_text(out, target),
             Kind::IndirectAck {
@@ -86,7 +107,13 @@ impl Message {
                 put_text(out, target);
                 out.extend(incarnation.to_le_bytes());
             }
-            Kind::Ping | Kind::Ack | Kind::Gossip | Kind::GossipReply | Kind::Leave => {}
+            Kind::Ping
+            | Kind::Ack
+            | Kind::Gossip
+            | Kind::GossipReply
+            | Kind::News
+            | Kind::Leave
+            | Kind::Away => {}
         }
         let count = self.updates.len().min(UPDATES_MAX);
         out.extend((count as u16).to_le_bytes());
@@ -94,6 +121,8 @@ impl Message {
             update.identity.encode(out);
             out.push(update.state.code());
             out.extend(update.incarnation.to_le_bytes());
+            update.standing.encode(out);
+            out.push(update.marks);
         }
     }
 
@@ -107,6 +136,9 @@ impl Message {
         let joined = reader.flag()?;
         let from = reader.identity()?;
         let incarnation = reader.u64()?;
+        let standing = reader.standing()?;
+        let epoch = reader.u64()?;
+        let marks = reader.marks()?;
         let kind = reader.kind(code)?;
         let count = usize::from(reader.u16()?);
         if count > UPDATES_MAX {
@@ -121,15 +153,19 @@ impl Message {
             from,
             incarnation,
             joined,
+            standing,
+            epoch,
+            marks,
             kind,
             updates,
         })
     }
 }
 
-pub(super) const FORMAT: u8 = 1;
-/// An identity of one letter without addresses, a state, an incarnation.
-const UPDATE_BYTES_MIN: usize = 3 + 2 + 2 + 1 + 8;
+pub(super) const FORMAT: u8 = 2;
+/// An identity of one letter without addresses, a state, an incarnation, a standing, marks.
+const UPDATE_BYTES_MIN: usize = 3 + 2 + 2 + 1 + 8 + STANDING_BYTES + 1;
+const STANDING_BYTES: usize = 8 + 4 + 8 + 8 + 8 + 1;
 
 impl Kind {
     fn code(&self) -> u8 {
@@ -141,6 +177,8 @@ impl Kind {
             Self::Gossip => 5,
             Self::GossipReply => 6,
             Self::Leave => 7,
+            Self::News => 8,
+            Self::Away => 9,
         }
     }
 }
@@ -171,6 +209,28 @@ impl Identity {
         put_text(out, &self.id);
         put_text(out, &self.peer_address);
         put_text(out, &self.client_address);
+    }
+}
+
+const STAGE: u8 = 3;
+const HOLDING: u8 = 4;
+const DRAINING: u8 = 8;
+
+impl Standing {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.life.to_le_bytes());
+        out.extend(self.sequence.to_le_bytes());
+        out.extend(self.epoch.to_le_bytes());
+        out.extend(self.target.0.to_le_bytes());
+        out.extend(self.leavers.to_le_bytes());
+        let stage = match self.stage {
+            Stage::Joint => 0,
+            Stage::Switched => 1,
+            Stage::Settled => 2,
+        };
+        let holding = if self.holding { HOLDING } else { 0 };
+        let draining = if self.draining { DRAINING } else { 0 };
+        out.push(stage | holding | draining);
     }
 }
 
@@ -226,6 +286,8 @@ impl<'a> Reader<'a> {
             5 => Kind::Gossip,
             6 => Kind::GossipReply,
             7 => Kind::Leave,
+            8 => Kind::News,
+            9 => Kind::Away,
             _ => return Err(Malformed),
         })
     }
@@ -235,6 +297,39 @@ impl<'a> Reader<'a> {
             identity: self.identity()?,
             state: State::from_code(self.u8()?)?,
             incarnation: self.u64()?,
+            standing: self.standing()?,
+            marks: self.marks()?,
         })
+    }
+
+    fn standing(&mut self) -> Result<Standing, Malformed> {
+        let (life, sequence) = (self.u64()?, self.u32()?);
+        let (epoch, target) = (self.u64()?, RosterId(self.u64()?));
+        let leavers = self.u64()?;
+        let flags = self.u8()?;
+        let stage = match flags & STAGE {
+            0 => Stage::Joint,
+            1 => Stage::Switched,
+            2 => Stage::Settled,
+            _ => return Err(Malformed),
+        };
+        if flags & !(STAGE | HOLDING | DRAINING) != 0 {
+            return Err(Malformed);
+        }
+        Ok(Standing {
+            life,
+            sequence,
+            epoch,
+            target,
+            stage,
+            holding: flags & HOLDING != 0,
+            draining: flags & DRAINING != 0,
+            leavers,
+        })
+    }
+
+    fn marks(&mut self) -> Result<u8, Malformed> {
+        let marks = self.u8()?;
+        (marks & !MARKS == 0).then_some(marks).ok_or(Malformed)
     }
 }

@@ -11,7 +11,10 @@ use crate::cluster::rng::Rng;
 
 impl Membership {
     pub(super) fn knock_at_seeds(&mut self, rng: &mut Rng) {
-        let alone = !self.others.values().any(|peer| peer.member.placed);
+        let alone = !self
+            .others
+            .values()
+            .any(|peer| peer.member.state.is_placed());
         let all = alone || !self.joined;
         if !all && self.now_ms < self.next_strangers_ms {
             return;
@@ -61,7 +64,9 @@ impl Membership {
         }
         let (met, seeds) = self.seeds_met();
         let waited_ms = self.now_ms.saturating_sub(self.started_ms);
-        self.joined = met == seeds || waited_ms >= self.config.join_timeout_ms && self.met_most();
+        if met == seeds || waited_ms >= self.config.join_timeout_ms && self.met_most() {
+            self.found();
+        }
     }
 
     fn met_most(&self) -> bool {
@@ -137,13 +142,12 @@ impl Membership {
     }
 
     pub(super) fn compose_everything(&self, kind: Kind) -> Message {
-        self.message(
-            kind,
-            self.others
-                .values()
-                .map(|peer| peer.member.to_update())
-                .collect(),
-        )
+        let members = self.others.values().map(|peer| &peer.member);
+        let updates = members.map(|member| Update {
+            marks: self.marks(&member.identity.id),
+            ..member.to_update()
+        });
+        self.message(kind, updates.collect())
     }
 
     pub(super) fn message(&self, kind: Kind, updates: Vec<Update>) -> Message {
@@ -151,6 +155,9 @@ impl Membership {
             from: self.me.identity.clone(),
             incarnation: self.me.incarnation,
             joined: self.joined,
+            standing: self.me.standing,
+            epoch: self.placing.epoch,
+            marks: self.marks(&self.me.identity.id),
             kind,
             updates,
         }
@@ -159,7 +166,10 @@ impl Membership {
     /// How often a rumor is told: ⌈3 log₂(n + 1)⌉ times for n members, by which it has
     /// reached all with high probability.
     pub(super) fn tellings_max(&self) -> u32 {
-        let members = self.members().filter(|member| member.placed).count() as u64;
+        let members = self
+            .members()
+            .filter(|member| member.state.is_placed())
+            .count() as u64;
         (members + 1)
             .saturating_pow(3)
             .next_power_of_two()
