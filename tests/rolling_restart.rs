@@ -86,6 +86,10 @@ fn clients_do_not_notice_a_rolling_restart() {
     go_on(&clients);
     let report = finish(clients);
     assert_eq!(report.count(Kind::Failed), 0, "failed\n{report}");
+    assert!(
+        report.retries > 0,
+        "no client met a node that ends\n{report}"
+    );
 }
 
 /// The copies of a key that both nodes own are down to one when both are gone: the node

@@ -219,15 +219,19 @@ impl fmt::Display for Report {
         }
         writeln!(f, "| keys frozen by a lost answer | {} |", self.keys_frozen)?;
         for kind in [Kind::Failed, Kind::Lost, Kind::Resurrected] {
-            writeln!(f, "| {kind:?} | {} |", self.count(kind))?;
+            let what = format!("{kind:?}").to_lowercase();
+            writeln!(f, "| {what} | {} |", self.count(kind))?;
+        }
+        if !self.findings.is_empty() {
+            writeln!(f)?;
         }
         for finding in self.findings.iter().take(SHOWN_MAX) {
             let Finding { at, kind, what } = finding;
-            write!(f, "\n{:.3} s, {kind:?}: {what}", at.as_secs_f64())?;
+            writeln!(f, "{:.3} s, {kind:?}: {what}", at.as_secs_f64())?;
         }
         match self.findings.len().saturating_sub(SHOWN_MAX) {
             0 => Ok(()),
-            more => write!(f, "\nand {more} more"),
+            more => writeln!(f, "and {more} more"),
         }
     }
 }

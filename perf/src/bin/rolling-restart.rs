@@ -72,7 +72,7 @@ fn run() -> io::Result<bool> {
     println!("| the whole restart | {:.1} s |", took.as_secs_f64());
     println!("| sent between nodes meanwhile, load included | {sent} |");
     println!("| received | {received} |");
-    println!("{report}");
+    print!("{report}");
     Ok(report.findings.is_empty())
 }
 
