@@ -10,11 +10,11 @@
 //! When a node refuses a request (503), cannot be reached or closes the connection before it
 //! answers, the client asks another node, once. What is not done then has failed.
 //!
-//! A write whose answer never came may take effect at any later time: a node that hangs
-//! finds it in its socket when it goes on. From then on its key is only read, or the late
-//! write could undo a newer one and nobody would be to blame. What the key must hold stays
-//! certain if the other node acknowledged the write; otherwise it holds that write or what
-//! was there before.
+//! A write that got no answer, or one that leaves it open (too few owners took it), may take
+//! effect at any later time: a node that hangs finds it in its socket when it goes on. From
+//! then on its key is only read, or the late write could undo a newer one and nobody would be
+//! to blame. What the key must hold stays certain if the other node acknowledged the write;
+//! otherwise it holds that write or what was there before.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -34,6 +34,9 @@ const ATTEMPTS: usize = 2;
 
 /// Requests under way on a connection while keys are stored and checked.
 const PIPELINE: usize = 64;
+
+/// What makes values as long as they shall be.
+const FILLER: u8 = b'.';
 
 /// How many findings a report shows.
 const SHOWN_MAX: usize = 10;
@@ -183,7 +186,7 @@ pub struct Report {
     pub requests: u64,
     /// How many of them were asked for a second time.
     pub retries: u64,
-    /// Keys that were not written to the end because the answer to a write never came.
+    /// Keys that were only read from some time on, a write of them being open.
     pub keys_frozen: u64,
     /// Milliseconds each took, the second attempt included.
     pub took_ms: Rounds,
@@ -217,7 +220,11 @@ impl fmt::Display for Report {
             let ms = self.took_ms.quantile(share);
             writeln!(f, "| {what}, second attempt included | {ms:.2} ms |")?;
         }
-        writeln!(f, "| keys frozen by a lost answer | {} |", self.keys_frozen)?;
+        writeln!(
+            f,
+            "| keys left alone, a write being open | {} |",
+            self.keys_frozen
+        )?;
         for kind in [Kind::Failed, Kind::Lost, Kind::Resurrected] {
             let what = format!("{kind:?}").to_lowercase();
             writeln!(f, "| {what} | {} |", self.count(kind))?;
@@ -310,7 +317,7 @@ enum Attempt {
     /// It did nothing, and will not.
     Refused(String),
     /// It may have done it, or may do it yet.
-    Unanswered(String),
+    Open(String),
 }
 
 struct Client<'a> {
@@ -430,10 +437,10 @@ impl<'a> Client<'a> {
                     done = Some(answer);
                     break;
                 }
-                Attempt::Refused(why) => said.push(format!("node {asked}: {why}")),
-                Attempt::Unanswered(why) => {
+                Attempt::Refused(why) => said.push(why),
+                Attempt::Open(why) => {
                     over = false;
-                    said.push(format!("node {asked}: {why}"));
+                    said.push(why);
                 }
             }
         }
@@ -472,11 +479,11 @@ impl<'a> Client<'a> {
         };
         let mut connection = match open {
             Ok(connection) => connection,
-            Err(error) => return Attempt::Refused(error.to_string()),
+            Err(error) => return Attempt::Refused(format!("{address}: {error}")),
         };
         let answer = match connection.exchange(request) {
             Ok(answer) => answer,
-            Err(error) => return Attempt::Unanswered(error.to_string()),
+            Err(error) => return Attempt::Open(format!("{address}: {error}")),
         };
         if !answer.closes {
             self.connections[node] = Some(connection);
@@ -484,8 +491,8 @@ impl<'a> Client<'a> {
         match answer.status {
             200 => Attempt::Done(answer),
             404 if request.starts_with(b"GET") => Attempt::Done(answer),
-            503 if answer.says("DRAINING") => Attempt::Refused("it drains".to_owned()),
-            status => Attempt::Unanswered(format!("{status} {}", answer.text())),
+            503 if answer.says("DRAINING") => Attempt::Refused(format!("{address} drains")),
+            status => Attempt::Open(format!("{address}: {status} {}", answer.text())),
         }
     }
 
@@ -514,7 +521,12 @@ impl<'a> Client<'a> {
             (None, None | Some(None), Some(_)) => Kind::Resurrected,
             _ => Kind::Lost,
         };
-        let held = held.map(|value| String::from_utf8_lossy(value).into_owned());
+        let text = |value| {
+            String::from_utf8_lossy(value)
+                .trim_end_matches(FILLER as char)
+                .to_owned()
+        };
+        let held = held.map(text);
         let what = format!(
             "{} holds {held:?}, acknowledged was write {:?} of {}, possible {:?}",
             name(key),
@@ -566,7 +578,7 @@ impl<'a> Client<'a> {
     fn value(&self, key: usize, write: u32) -> Vec<u8> {
         let mut value = format!("{} write {write} ", name(key)).into_bytes();
         let length = value.len().max(self.shared.workload.value_bytes);
-        value.resize(length, b'.');
+        value.resize(length, FILLER);
         value
     }
 }
