@@ -23,7 +23,7 @@ const NODES: usize = 5;
 const ENV: &[(&str, &str)] = &[("HYPERCACHE_CAPACITY", "0")];
 
 /// Requests that clients are to have asked in each state of the cluster.
-const STEP: u64 = 500;
+const STEP: u64 = 250;
 
 fn start(cluster: &Cluster, keys: usize) -> Clients {
     let workload = Workload {
@@ -31,7 +31,7 @@ fn start(cluster: &Cluster, keys: usize) -> Clients {
         written: 20_000,
         value_bytes: 100,
         clients: 6,
-        requests_per_second: 2_000,
+        requests_per_second: 1_000,
         patience: Duration::from_secs(10),
         seed: 7,
     };

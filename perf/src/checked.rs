@@ -448,11 +448,8 @@ impl<'a> Client<'a> {
             .took_ms
             .push(began.elapsed().as_secs_f64() * 1000.0);
         if done.is_none() {
-            let line = request
-                .split(|&byte| byte == b' ')
-                .next()
-                .unwrap_or(request);
-            let method = String::from_utf8_lossy(line);
+            let method = request.split(|&byte| byte == b' ').next();
+            let method = String::from_utf8_lossy(method.unwrap_or_default());
             let what = format!("{method} of {}: {}", name(key), said.join("; "));
             self.found(Kind::Failed, what);
         }

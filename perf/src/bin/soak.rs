@@ -227,13 +227,16 @@ impl Memory {
         let (early, late): (Vec<_>, Vec<_>) = self.0.iter().partition(|(at, _)| *at < end / 5.0);
         let mut grown = false;
         println!(
-            "\n| resident memory at the end, to the most in the first fifth of the time | reached | bound |\n|---|---|---|"
+            "\n| resident memory at the end, to the most in the first fifth of the time \
+             | reached | bound |\n|---|---|---|"
         );
         for node in 0..NODES {
-            let most = early.iter().map(|(_, kib)| kib[node]).fold(0.0, f64::max);
+            let most = early.iter().map(|(_, kib)| kib[node]);
+            let most = most.fold(stored[node], f64::max);
             let points: Vec<_> = late.iter().map(|(at, kib)| (*at, kib[node])).collect();
             let what = format!(
-                "{}: {:.1} MiB when all was stored, at most {:.1} then, {:.1} at the end, {:+.2} MiB/min since",
+                "{}: {:.1} MiB when all was stored, at most {:.1} then, {:.1} at the end, \
+                 {:+.2} MiB/min since",
                 id(node),
                 stored[node] / 1024.0,
                 most / 1024.0,
