@@ -1,6 +1,7 @@
-//! What measures hypercache: a load generator, servers to drive, and how results are
+//! What measures hypercache: load generators, servers to drive, and how results are
 //! printed. Each program in `src/bin` answers one question; perf/README.md lists them.
 
+pub mod checked;
 pub mod load;
 pub mod report;
 pub mod servers;

@@ -11,6 +11,13 @@ use std::time::{Duration, Instant};
 /// How long a server may take to start.
 const START_MAX: Duration = Duration::from_secs(30);
 
+/// How long a node may take to find its cluster and get its data.
+const READY_MAX: Duration = Duration::from_secs(300);
+
+/// Where the nodes of a cluster serve clients, management and peers. Below the ports that
+/// the system gives to connections: a node that starts again finds its own free.
+const PORTS: [u16; 3] = [18080, 18081, 17946];
+
 /// A running server.
 pub struct Server {
     /// The process.
@@ -231,12 +238,16 @@ pub fn member(node: usize, cluster: &[Addresses], binary: &Path) -> Command {
     command
 }
 
-/// Nodes that know each other.
+/// Nodes that know each other, each on a loopback address of its own.
 pub struct Cluster {
     /// Where they listen.
     pub addresses: Vec<Addresses>,
-    /// The nodes; `None` for one that was killed.
+    /// The nodes; `None` for one that does not run.
     pub nodes: Vec<Option<Server>>,
+    env: Vec<(String, String)>,
+    cpus: &'static [usize],
+    /// Keeps others off these addresses.
+    _claim: TcpListener,
 }
 
 impl Cluster {
@@ -246,29 +257,60 @@ impl Cluster {
     ///
     /// When one does not start or never gets ready.
     pub fn start(count: usize, env: &[(&str, &str)], cpus: &'static [usize]) -> io::Result<Self> {
-        let port = || Ok::<_, io::Error>(format!("127.0.0.1:{}", free_port()?));
-        let addresses = (0..count)
-            .map(|_| {
-                Ok(Addresses {
-                    api: port()?,
-                    management: port()?,
-                    peers: port()?,
-                })
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        let mut nodes = Vec::new();
+        let (network, claim) = claim_network()?;
+        let address = |node: usize, port: u16| format!("{network}.{}:{port}", node + 1);
+        let [api, management, peers] = PORTS;
+        let addresses = (0..count).map(|node| Addresses {
+            api: address(node, api),
+            management: address(node, management),
+            peers: address(node, peers),
+        });
+        let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        let mut cluster = Self {
+            addresses: addresses.collect(),
+            nodes: (0..count).map(|_| None).collect(),
+            env: env.iter().map(own).collect(),
+            cpus,
+            _claim: claim,
+        };
         for node in 0..count {
-            let mut command = member(node, &addresses, &beside("hypercache")?);
-            command
-                .env("HYPERCACHE_CAPACITY", "0")
-                .envs(env.iter().copied());
-            nodes.push(Some(start(command, cpus, serving)?));
+            cluster.launch(node)?;
         }
-        let cluster = Self { addresses, nodes };
-        for addresses in &cluster.addresses {
-            await_ready(&addresses.management, count)?;
-        }
+        cluster.await_ready()?;
         Ok(cluster)
+    }
+
+    /// Starts a node that does not run under its id and addresses, empty.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn launch(&mut self, node: usize) -> io::Result<()> {
+        let mut command = member(node, &self.addresses, &beside("hypercache")?);
+        let env = self.env.iter().map(|(name, value)| (name, value));
+        command.env("HYPERCACHE_CAPACITY", "0").envs(env);
+        self.nodes[node] = Some(start(command, self.cpus, serving)?);
+        Ok(())
+    }
+
+    /// A node that runs.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn node(&mut self, node: usize) -> io::Result<&mut Server> {
+        let server = self.nodes[node].as_mut();
+        server.ok_or_else(|| io::Error::other(format!("{} does not run", id(node))))
+    }
+
+    /// Waits until every node sees all of them alive and has its data.
+    ///
+    /// # Errors
+    ///
+    /// When one does not get there in time.
+    pub fn await_ready(&self) -> io::Result<()> {
+        let mut nodes = self.addresses.iter();
+        nodes.try_for_each(|node| await_ready(&node.management, self.addresses.len()))
     }
 
     /// The process ids of the nodes that run.
@@ -282,10 +324,17 @@ impl Cluster {
     ///
     /// When one does not answer.
     pub fn metric(&self, name: &str) -> io::Result<u64> {
-        self.sum("/dist/metrics", |metrics| {
-            let metrics: serde_json::Value = serde_json::from_str(metrics).ok()?;
-            metrics[name].as_u64()
-        })
+        self.sum("/dist/metrics", |metrics| field(metrics, name))
+    }
+
+    /// The same of one node; `None` if it does not have that field.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn metric_of(&self, node: usize, name: &str) -> io::Result<Option<u64>> {
+        let (_, metrics) = get(&self.addresses[node].management, "/dist/metrics")?;
+        Ok(field(&metrics, name))
     }
 
     /// A metric of `/metrics`, summed over cores and over the nodes that run.
@@ -294,11 +343,17 @@ impl Cluster {
     ///
     /// When one does not answer.
     pub fn prometheus(&self, name: &str) -> io::Result<u64> {
-        self.sum("/metrics", |metrics| {
-            let samples = metrics.lines().filter_map(|line| line.strip_prefix(name));
-            let values = samples.map(|sample| sample.rsplit(' ').next()?.parse::<u64>().ok());
-            values.sum()
-        })
+        self.sum("/metrics", |metrics| samples(metrics, name))
+    }
+
+    /// The same of one node.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn prometheus_of(&self, node: usize, name: &str) -> io::Result<u64> {
+        let (_, metrics) = get(&self.addresses[node].management, "/metrics")?;
+        samples(&metrics, name).ok_or_else(|| io::Error::other(format!("{name}: not a number")))
     }
 
     fn sum(&self, target: &str, read: impl Fn(&str) -> Option<u64>) -> io::Result<u64> {
@@ -312,25 +367,73 @@ impl Cluster {
     }
 }
 
-/// Waits until a node sees so many members alive and is ready.
+/// A field of `/dist/metrics`.
+fn field(metrics: &str, name: &str) -> Option<u64> {
+    let metrics: serde_json::Value = serde_json::from_str(metrics).ok()?;
+    metrics[name].as_u64()
+}
+
+/// The sum of a metric's samples in `/metrics`.
+fn samples(metrics: &str, name: &str) -> Option<u64> {
+    let samples = metrics.lines().filter_map(|line| line.strip_prefix(name));
+    let values = samples.map(|sample| sample.rsplit(' ').next()?.parse::<u64>().ok());
+    values.sum()
+}
+
+/// Loopback addresses that nobody else has: their first three bytes, and a listener on the
+/// last of them, which is the claim.
+///
+/// # Errors
+///
+/// When none are left.
+pub fn claim_network() -> io::Result<(String, TcpListener)> {
+    let first = std::process::id().wrapping_mul(7);
+    (0..60_000)
+        .map(|step| first.wrapping_add(step))
+        .find_map(|number| {
+            let network = format!("127.{}.{}", 1 + (number >> 8) % 250, number % 256);
+            let claim = TcpListener::bind(format!("{network}.254:7000")).ok()?;
+            Some((network, claim))
+        })
+        .ok_or_else(|| io::Error::other("no loopback addresses are free"))
+}
+
+/// Waits until a node sees so many members alive and has its data.
 ///
 /// # Errors
 ///
 /// When it does not get there in time.
 pub fn await_ready(management: &str, members: usize) -> io::Result<()> {
-    let deadline = Instant::now() + START_MAX;
-    loop {
-        let known = get(management, "/cluster/members");
-        let alive = known.map_or(0, |(_, body)| body.matches("\"alive\"").count());
-        if alive == members && get(management, "/health").is_ok_and(|(status, _)| status == 200) {
-            return Ok(());
-        }
+    await_that(
+        &format!("{management} sees {members} members alive"),
+        || {
+            let known = get(management, "/cluster/members");
+            known.is_ok_and(|(_, body)| body.matches("\"alive\"").count() == members)
+        },
+    )?;
+    await_healthy(management)
+}
+
+/// Waits until a node's health is `ok`: it is in its cluster and has its data.
+///
+/// # Errors
+///
+/// When it does not get there in time.
+pub fn await_healthy(management: &str) -> io::Result<()> {
+    await_that(&format!("{management} is ready"), || {
+        get(management, "/health").is_ok_and(|(status, _)| status == 200)
+    })
+}
+
+fn await_that(what: &str, holds: impl Fn() -> bool) -> io::Result<()> {
+    let deadline = Instant::now() + READY_MAX;
+    while !holds() {
         if Instant::now() >= deadline {
-            let what = format!("{management} sees {alive} of {members} members and is not ready");
-            return Err(io::Error::other(what));
+            return Err(io::Error::other(format!("in vain: {what}")));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+    Ok(())
 }
 
 /// One GET on a connection of its own: status and body.

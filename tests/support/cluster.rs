@@ -9,6 +9,8 @@
 use std::net::TcpListener;
 use std::time::Instant;
 
+use hypercache_perf::servers::claim_network;
+
 use super::node::{Client, GUARD, Node, command};
 
 /// Where clients, management and peers are served.
@@ -51,7 +53,7 @@ impl Cluster {
 
     /// Nodes that are not running yet.
     pub fn prepare(count: usize, env: &[(&str, &str)]) -> Self {
-        let (network, claim) = claim_network();
+        let (network, claim) = claim_network().expect("some loopback addresses are free");
         Self {
             _claim: claim,
             network,
@@ -211,17 +213,4 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(start.elapsed() < GUARD, "in vain: {what}");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-}
-
-/// Loopback addresses that no other test has: a listener on the last of them is the claim.
-fn claim_network() -> (String, TcpListener) {
-    let first = std::process::id().wrapping_mul(7);
-    (0..60_000)
-        .map(|step| first.wrapping_add(step))
-        .find_map(|number| {
-            let network = format!("127.{}.{}", 1 + (number >> 8) % 250, number % 256);
-            let claim = TcpListener::bind(format!("{network}.254:7000")).ok()?;
-            Some((network, claim))
-        })
-        .expect("some loopback addresses are free")
 }
