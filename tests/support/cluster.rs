@@ -7,6 +7,8 @@
 )]
 
 use std::net::TcpListener;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use hypercache_perf::servers::claim_network;
@@ -30,12 +32,17 @@ const ENV: &[(&str, &str)] = &[
     ("HYPERCACHE_MEMORY_LIMIT", "64MiB"),
 ];
 
+/// Where the nodes of a cluster run and have their addresses.
+pub trait Place: Send + Sync {
+    /// The first three bytes of the addresses.
+    fn network(&self) -> &str;
+    /// Makes the command of a node run there.
+    fn enter(&self, node: usize, command: &mut Command);
+}
+
 /// Nodes under the ids `node-0`, `node-1`, …; killed when dropped.
 pub struct Cluster {
-    /// Keeps other tests off these addresses.
-    _claim: TcpListener,
-    /// The first three bytes of the nodes' addresses.
-    network: String,
+    place: Arc<dyn Place>,
     env: Vec<(String, String)>,
     nodes: Vec<Option<Node>>,
 }
@@ -43,20 +50,22 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `count` nodes and waits until each knows all and has its data.
     pub fn start(count: usize, env: &[(&str, &str)]) -> Self {
-        let mut cluster = Self::prepare(count, env);
-        for node in 0..count {
-            cluster.launch(node);
-        }
-        cluster.settle();
-        cluster
+        Self::prepare(count, env).started()
+    }
+
+    /// The same in a place of the test's own.
+    pub fn start_in(place: Arc<dyn Place>, count: usize, env: &[(&str, &str)]) -> Self {
+        Self::prepare_in(place, count, env).started()
     }
 
     /// Nodes that are not running yet.
     pub fn prepare(count: usize, env: &[(&str, &str)]) -> Self {
-        let (network, claim) = claim_network().expect("some loopback addresses are free");
+        Self::prepare_in(Arc::new(Loopback::claim()), count, env)
+    }
+
+    fn prepare_in(place: Arc<dyn Place>, count: usize, env: &[(&str, &str)]) -> Self {
         Self {
-            _claim: claim,
-            network,
+            place,
             env: ENV
                 .iter()
                 .chain(env)
@@ -64,6 +73,14 @@ impl Cluster {
                 .collect(),
             nodes: (0..count).map(|_| None).collect(),
         }
+    }
+
+    fn started(mut self) -> Self {
+        for node in 0..self.count() {
+            self.launch(node);
+        }
+        self.settle();
+        self
     }
 
     pub fn count(&self) -> usize {
@@ -76,7 +93,14 @@ impl Cluster {
 
     /// Where a node listens.
     pub fn address(&self, node: usize, port: u16) -> String {
-        format!("{}.{}:{port}", self.network, node + 1)
+        format!("{}.{}:{port}", self.place.network(), node + 1)
+    }
+
+    /// Where each node listens.
+    pub fn addresses(&self, port: u16) -> Vec<String> {
+        (0..self.count())
+            .map(|node| self.address(node, port))
+            .collect()
     }
 
     pub fn seeds(&self) -> String {
@@ -103,6 +127,7 @@ impl Cluster {
             .env("HYPERCACHE_DIST_ADDR", self.address(node, PEERS))
             .env("HYPERCACHE_SEEDS", self.seeds())
             .envs(env.iter().copied());
+        self.place.enter(node, &mut command);
         self.nodes[node] = Some(Node::spawn(command));
     }
 
@@ -213,4 +238,26 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(start.elapsed() < GUARD, "in vain: {what}");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+}
+
+/// Loopback addresses that no other test has.
+struct Loopback {
+    network: String,
+    /// A listener on the last of them.
+    _claim: TcpListener,
+}
+
+impl Loopback {
+    fn claim() -> Self {
+        let (network, _claim) = claim_network().expect("some loopback addresses are free");
+        Self { network, _claim }
+    }
+}
+
+impl Place for Loopback {
+    fn network(&self) -> &str {
+        &self.network
+    }
+
+    fn enter(&self, _: usize, _: &mut Command) {}
 }
