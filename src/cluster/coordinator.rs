@@ -664,8 +664,13 @@ impl Coordinator {
         answer: &Answer<'_>,
         now: UnixMs,
     ) {
-        if let (PeerOp::Write(_) | PeerOp::Apply(_), Answer::Refused(_)) = (op, answer) {
-            self.counters.write_apply_refused += 1;
+        match (op, answer) {
+            // One that is full goes without: nobody wrote that just now.
+            (PeerOp::Offer(_), Answer::Refused(Refusal::Full)) => {}
+            (PeerOp::Write(_) | PeerOp::Apply(_) | PeerOp::Offer(_), Answer::Refused(_)) => {
+                self.counters.write_apply_refused += 1;
+            }
+            _ => {}
         }
         match call {
             Call::Pending { slot, generation } => {

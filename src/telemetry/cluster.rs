@@ -140,6 +140,7 @@ pub const FIELDS: &[Field] = &[
     ("HintsKept", |c| c.hints_kept),
     ("PartitionsMissing", |c| c.partitions_missing),
     ("SyncKeysLeft", |c| c.sync.keys_left),
+    ("SyncKeysScanned", |c| c.sync.keys_scanned),
     ("BootstrapTimeouts", |c| c.sync.bootstrap_timeouts),
     ("PeerFramesSent", |c| c.frames_sent),
     ("PeerOperationsSent", |c| c.operations_sent),

@@ -12,11 +12,18 @@ use crate::store::{EvictionPolicy, Shard, ShardConfig, ValueIn};
 const NOW: UnixMs = UnixMs(1_800_000_000_000);
 const SKEW_MS: u64 = 10_000;
 
+mod sessions;
+
 fn coordinator(id: &str, view: &Arc<View>) -> Coordinator {
+    coordinator_of_size(id, view, 0)
+}
+
+/// One that holds so many items at most; 0 for any number.
+fn coordinator_of_size(id: &str, view: &Arc<View>, items_max: usize) -> Coordinator {
     let shard = Shard::new(ShardConfig {
         cores: CoreCount::ONE,
         core: CoreId::new(0),
-        items_max: 0,
+        items_max,
         bytes_max: 64 << 20,
         value_bytes_max: 2 << 20,
         tombstones_max: 100,
