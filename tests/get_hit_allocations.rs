@@ -90,6 +90,7 @@ fn a_get_hit_allocates_nothing() {
         sync_interval_ms: 1,
         sync_interval_ms_max: 1_000,
         patience_ms: 1,
+        transfer_rate: 0,
         drop_grace_ms: 1,
         bootstrap_timeout_ms: 1,
     };

@@ -87,6 +87,8 @@ pub struct Config {
     pub sync_interval_ms_max: u64,
     /// How long an operation waits for owners that go by another roster than this node.
     pub patience_ms: u64,
+    /// Bytes of items that this core hands over and takes over in a second; 0 for no bound.
+    pub transfer_rate: u64,
     /// How long a partition is kept that has other owners now.
     pub drop_grace_ms: u64,
     /// How long a node may lack the data of its partitions before its answers count
@@ -809,8 +811,13 @@ impl Coordinator {
         agrees: bool,
         now: UnixMs,
     ) {
-        if let (PeerOp::Write(_) | PeerOp::Apply(_), Answer::Refused(_)) = (op, answer) {
-            self.counters.write_apply_refused += 1;
+        match (op, answer) {
+            // One that is full goes without: nobody wrote that just now.
+            (PeerOp::Offer(_), Answer::Refused(Refusal::Full)) => {}
+            (PeerOp::Write(_) | PeerOp::Apply(_) | PeerOp::Offer(_), Answer::Refused(_)) => {
+                self.counters.write_apply_refused += 1;
+            }
+            _ => {}
         }
         match call {
             Call::Pending { slot, generation } => {

@@ -3,9 +3,10 @@
 //! A *frame* is the body of one request: a version byte, then operations, each
 //! behind its length. Its answer begins with the version byte and the [`Terms`] by which
 //! the receiver answered; then comes one answer per operation, in order, in the same form.
-//! Every operation concerns one partition, so a node with another number of
-//! cores can cut a frame up and put the answers together again ([`split`],
-//! [`join`]) without knowing what they say.
+//! Every operation but one concerns one partition, so a node with another number
+//! of cores can cut a frame up and put the answers together again ([`split`], [`join`])
+//! without knowing what they say. [`PeerOp::CompareMany`] names many partitions and is
+//! cut up itself.
 //!
 //! All numbers are little endian; lengths are LEB128 (one byte up to 127). The
 //! version is [`FORMAT`]. A receiver refuses a frame with another one, and an
@@ -16,22 +17,23 @@
 use super::membership::{RosterId, Terms};
 use crate::bytes::Reader;
 use crate::clock::{Origin, UnixMs, Version};
-use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
+use crate::hash::{KeyHash, PartitionId};
 use crate::store::{Content, Digest, KEY_BYTES_MAX, ValueIn};
+use comparison::HASH_BYTES;
+
+mod comparison;
+mod split;
 
 pub use crate::bytes::Malformed;
+pub use comparison::{
+    Entries, Entry, Hashes, Items, LEAVES, Leaves, PartitionDigests, Verdict, Verdicts, entries,
+    hashes, items, leaf_of, pack_verdicts, partition_digests, put_entry, put_hash,
+    put_partition_digests, verdicts,
+};
+pub use split::{Place, Split, join, split};
 
 /// The first byte of every frame.
 pub const FORMAT: u8 = 1;
-
-/// Leaves a partition's digest is split into.
-pub const LEAVES: usize = 64;
-
-/// Which leaf of its partition a key falls into.
-#[inline]
-pub fn leaf_of(hash: KeyHash) -> usize {
-    (hash.0 >> 46) as usize % LEAVES
-}
 
 /// A write on its way to an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,34 +65,33 @@ impl<'a> WriteOp<'a> {
     }
 }
 
-/// One key as a replica knows it, to find out what differs.
+/// What one that exchanges takes of what the other has newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The key's hash.
-    pub hash: KeyHash,
-    /// The version the sender holds.
-    pub version: Version,
-    /// Who stamped it.
-    pub origin: Origin,
+pub enum Takes {
+    /// All of it.
+    All,
+    /// Newer versions of what it has, because it is full.
+    Newer,
+    /// Nothing: it is no owner any more.
+    Nothing,
 }
 
-const ENTRY_BYTES: usize = 20;
+impl Takes {
+    fn code(self) -> u8 {
+        match self {
+            Self::All => 0,
+            Self::Newer => 1,
+            Self::Nothing => 2,
+        }
+    }
 
-/// Entries as they stand in a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entries<'a>(&'a [u8]);
-
-impl<'a> Entries<'a> {
-    /// Reads them; a version out of range is left out.
-    pub fn iter(self) -> impl Iterator<Item = Entry> + 'a {
-        self.0.chunks_exact(ENTRY_BYTES).filter_map(|chunk| {
-            let mut reader = Reader(chunk);
-            Some(Entry {
-                hash: KeyHash(reader.u64().ok()?),
-                version: reader.version().ok()?,
-                origin: Origin(reader.u32().ok()?),
-            })
-        })
+    fn from_code(code: u8) -> Result<Self, Malformed> {
+        match code {
+            0 => Ok(Self::All),
+            1 => Ok(Self::Newer),
+            2 => Ok(Self::Nothing),
+            _ => Err(Malformed),
+        }
     }
 }
 
@@ -103,6 +104,9 @@ pub enum PeerOp<'a> {
     /// Take this write in if it is the newer one by version, then origin: a replayed
     /// hint or a repair.
     Apply(WriteOp<'a>),
+    /// The same, unless you are full and know nothing of the key: what an exchange asked
+    /// for.
+    Offer(WriteOp<'a>),
     /// Tell what you hold of a key, with its value or without.
     Read {
         /// The key.
@@ -110,7 +114,12 @@ pub enum PeerOp<'a> {
         /// Whether the value is wanted.
         value: bool,
     },
-    /// Tell whether your partition has this digest.
+    /// Tell which of these partitions have these digests.
+    CompareMany {
+        /// Each partition with the sender's digest of it; one at least.
+        digests: PartitionDigests<'a>,
+    },
+    /// Tell the digests of the leaves of your partition, unless it has this digest.
     Compare {
         /// The partition.
         partition: PartitionId,
@@ -123,8 +132,17 @@ pub enum PeerOp<'a> {
         partition: PartitionId,
         /// The leaves, as bits.
         leaves: u64,
+        /// What the sender would like to be sent.
+        takes: Takes,
         /// All the sender holds there.
         entries: Entries<'a>,
+    },
+    /// Send the items of these keys: what an exchange had no room for.
+    Fetch {
+        /// The partition they are in.
+        partition: PartitionId,
+        /// The hashes of their keys.
+        hashes: Hashes<'a>,
     },
 }
 
@@ -133,12 +151,14 @@ const READ: u8 = 2;
 const COMPARE: u8 = 3;
 const EXCHANGE: u8 = 4;
 const APPLY: u8 = 5;
+const COMPARE_MANY: u8 = 6;
+const FETCH: u8 = 7;
+const OFFER: u8 = 8;
 
 const TOMBSTONE: u8 = 1;
 const EXPIRES: u8 = 2;
 const HOLDING: u8 = 4;
 const WITH_VALUE: u8 = 8;
-const MORE: u8 = 16;
 
 /// Why an operation was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +176,8 @@ pub enum Refusal {
     /// The answers to one frame have become too many, or too long to work out: ask
     /// again in another. The first operation of a frame is never answered so.
     Later,
+    /// The receiver is full and knows nothing of the key.
+    Full,
 }
 
 impl Refusal {
@@ -167,6 +189,7 @@ impl Refusal {
             Self::Unknown => 4,
             Self::NotJoined => 5,
             Self::Later => 6,
+            Self::Full => 7,
         }
     }
 
@@ -177,6 +200,7 @@ impl Refusal {
             3 => Self::Skewed,
             5 => Self::NotJoined,
             6 => Self::Later,
+            7 => Self::Full,
             _ => Self::Unknown,
         }
     }
@@ -234,6 +258,11 @@ pub enum Answer<'a> {
         /// The item, if there is one.
         held: Option<Held<'a>>,
     },
+    /// How the digests of many partitions compare.
+    Compared {
+        /// One for each partition that was named, in order.
+        verdicts: Verdicts<'a>,
+    },
     /// The digests agree.
     Same {
         /// Whether the receiver holds the whole partition.
@@ -250,73 +279,39 @@ pub enum Answer<'a> {
     Exchanged {
         /// Whether the receiver holds the whole partition.
         holding: bool,
-        /// Whether newer items were left out for want of room.
-        more: bool,
         /// Hashes of keys the receiver would like to have.
         wanted: Hashes<'a>,
-        /// What the receiver has newer.
+        /// Hashes of keys the receiver has newer, but had no room for: to be fetched.
+        left: Hashes<'a>,
+        /// How many items the receiver kept back because the sender is full.
+        kept_back: u32,
+        /// What else the receiver has newer.
+        items: Items<'a>,
+    },
+    /// The answer to a fetch.
+    Fetched {
+        /// Whether the receiver holds the whole partition: if it did at the exchange and
+        /// does not now, it has lost what it had.
+        holding: bool,
+        /// How many of the keys asked for are dealt with, from the first on; one at least.
+        done: u32,
+        /// What the receiver holds of them.
         items: Items<'a>,
     },
 }
 
-/// The digests of a partition's leaves, as they stand in an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaves<'a>(&'a [u8]);
-
-impl Leaves<'_> {
-    /// A copy, to compare with later.
-    pub fn to_digests(self) -> Box<[Digest; LEAVES]> {
-        let mut digests = Box::new([Digest::default(); LEAVES]);
-        let theirs = self.0.chunks_exact(8).map(|chunk| Reader(chunk).u64());
-        for (digest, theirs) in digests.iter_mut().zip(theirs) {
-            *digest = Digest(theirs.unwrap_or_default());
-        }
-        digests
-    }
-}
-
-/// The leaves in which two digests of one partition are not the same, as bits.
-pub fn differing(one: &[Digest; LEAVES], other: &[Digest; LEAVES]) -> u64 {
-    let pairs = one.iter().zip(other).enumerate();
-    pairs
-        .filter(|(_, (one, other))| one != other)
-        .fold(0, |bits, (leaf, _)| bits | 1 << leaf)
-}
-
-/// Hashes of keys, as they stand in an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hashes<'a>(&'a [u8]);
-
-impl<'a> Hashes<'a> {
-    /// Reads them.
-    pub fn iter(self) -> impl Iterator<Item = KeyHash> + 'a {
-        let chunks = self.0.chunks_exact(8);
-        chunks.filter_map(|chunk| Reader(chunk).u64().ok().map(KeyHash))
-    }
-}
-
-/// Writes, as they stand in an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Items<'a>(&'a [u8]);
-
-impl<'a> Items<'a> {
-    /// Reads them, up to the first that is malformed.
-    pub fn iter(self) -> impl Iterator<Item = WriteOp<'a>> + 'a {
-        Frames(Reader(self.0)).map_while(|body| match PeerOp::decode(body.ok()?).ok()? {
-            PeerOp::Apply(write) => Some(write),
-            _ => None,
-        })
-    }
-}
-
 impl<'a> PeerOp<'a> {
-    /// The partition the operation is about.
+    /// The partition the operation is about; the first of many.
     pub fn partition(&self) -> PartitionId {
         match self {
             Self::Write(WriteOp { key, .. })
             | Self::Apply(WriteOp { key, .. })
+            | Self::Offer(WriteOp { key, .. })
             | Self::Read { key, .. } => KeyHash::of(key).partition(),
-            Self::Compare { partition, .. } | Self::Exchange { partition, .. } => *partition,
+            Self::CompareMany { digests } => digests.first(),
+            Self::Compare { partition, .. }
+            | Self::Exchange { partition, .. }
+            | Self::Fetch { partition, .. } => *partition,
         }
     }
 
@@ -325,10 +320,16 @@ impl<'a> PeerOp<'a> {
         match self {
             Self::Write(write) => write.encode_as(WRITE, out),
             Self::Apply(write) => write.encode(out),
+            Self::Offer(write) => write.encode_as(OFFER, out),
             Self::Read { key, value } => {
                 put_length(out, 2 + key.len());
                 out.extend_from_slice(&[READ, if *value { WITH_VALUE } else { 0 }]);
                 out.extend_from_slice(key);
+            }
+            Self::CompareMany { digests } => {
+                put_length(out, 1 + digests.bytes().len());
+                out.push(COMPARE_MANY);
+                out.extend_from_slice(digests.bytes());
             }
             Self::Compare { partition, digest } => {
                 put_length(out, 11);
@@ -339,13 +340,20 @@ impl<'a> PeerOp<'a> {
             Self::Exchange {
                 partition,
                 leaves,
+                takes,
                 entries,
             } => {
-                put_length(out, 11 + entries.0.len());
-                out.push(EXCHANGE);
+                put_length(out, 12 + entries.bytes().len());
+                out.extend_from_slice(&[EXCHANGE, takes.code()]);
                 out.extend_from_slice(&(partition.index() as u16).to_le_bytes());
                 out.extend_from_slice(&leaves.to_le_bytes());
-                out.extend_from_slice(entries.0);
+                out.extend_from_slice(entries.bytes());
+            }
+            Self::Fetch { partition, hashes } => {
+                put_length(out, 3 + hashes.bytes().len());
+                out.push(FETCH);
+                out.extend_from_slice(&(partition.index() as u16).to_le_bytes());
+                out.extend_from_slice(hashes.bytes());
             }
         }
     }
@@ -358,7 +366,7 @@ impl<'a> PeerOp<'a> {
     pub fn decode(body: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader(body);
         match reader.u8()? {
-            kind @ (WRITE | APPLY) => {
+            kind @ (WRITE | APPLY | OFFER) => {
                 let flags = reader.u8()?;
                 let version = reader.version()?;
                 let origin = Origin(reader.u32()?);
@@ -376,16 +384,20 @@ impl<'a> PeerOp<'a> {
                     value,
                     expires_at,
                 };
-                Ok(if kind == WRITE {
-                    Self::Write(write)
-                } else {
-                    Self::Apply(write)
+                Ok(match kind {
+                    WRITE => Self::Write(write),
+                    APPLY => Self::Apply(write),
+                    _ => Self::Offer(write),
                 })
             }
             READ => {
                 let value = reader.u8()? & WITH_VALUE != 0;
                 let key = reader.key(reader.0.len())?;
                 Ok(Self::Read { key, value })
+            }
+            COMPARE_MANY => {
+                let digests = PartitionDigests::parse(reader.0)?;
+                Ok(Self::CompareMany { digests })
             }
             COMPARE => {
                 let partition = reader.partition()?;
@@ -394,17 +406,21 @@ impl<'a> PeerOp<'a> {
                 Ok(Self::Compare { partition, digest })
             }
             EXCHANGE => {
+                let takes = Takes::from_code(reader.u8()?)?;
                 let partition = reader.partition()?;
                 let leaves = reader.u64()?;
-                if !reader.0.len().is_multiple_of(ENTRY_BYTES) {
-                    return Err(Malformed);
-                }
-                let entries = Entries(reader.0);
+                let entries = Entries::parse(reader.0)?;
                 Ok(Self::Exchange {
                     partition,
                     leaves,
+                    takes,
                     entries,
                 })
+            }
+            FETCH => {
+                let partition = reader.partition()?;
+                let hashes = Hashes::parse(reader.0)?;
+                Ok(Self::Fetch { partition, hashes })
             }
             _ => Err(Malformed),
         }
@@ -439,18 +455,6 @@ impl WriteOp<'_> {
     }
 }
 
-/// Appends entries for [`PeerOp::Exchange`].
-pub fn put_entry(out: &mut Vec<u8>, entry: Entry) {
-    out.extend_from_slice(&entry.hash.0.to_le_bytes());
-    out.extend_from_slice(&entry.version.get().to_le_bytes());
-    out.extend_from_slice(&entry.origin.0.to_le_bytes());
-}
-
-/// The entries that [`put_entry`] wrote.
-pub fn entries(bytes: &[u8]) -> Entries<'_> {
-    Entries(bytes)
-}
-
 const STORED: u8 = 0;
 const STALE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -459,6 +463,8 @@ const HELD: u8 = 4;
 const SAME: u8 = 5;
 const DIFFERS: u8 = 6;
 const EXCHANGED: u8 = 7;
+const COMPARED: u8 = 8;
+const FETCHED: u8 = 9;
 
 /// Appends the digests of all leaves as an answer.
 pub fn put_differs(out: &mut Vec<u8>, holding: bool, leaves: &[Digest; LEAVES]) {
@@ -467,24 +473,6 @@ pub fn put_differs(out: &mut Vec<u8>, holding: bool, leaves: &[Digest; LEAVES]) 
     for leaf in leaves {
         out.extend_from_slice(&leaf.0.to_le_bytes());
     }
-}
-
-/// Appends the answer to an exchange; `items` holds encoded writes.
-pub fn put_exchanged(
-    out: &mut Vec<u8>,
-    holding: bool,
-    more: bool,
-    wanted: &[KeyHash],
-    items: &[u8],
-) {
-    put_length(out, 6 + 8 * wanted.len() + items.len());
-    let more = if more { MORE } else { 0 };
-    out.extend_from_slice(&[EXCHANGED, holding_flag(holding) | more]);
-    out.extend_from_slice(&(wanted.len() as u32).to_le_bytes());
-    for hash in wanted {
-        out.extend_from_slice(&hash.0.to_le_bytes());
-    }
-    out.extend_from_slice(items);
 }
 
 impl<'a> Answer<'a> {
@@ -534,18 +522,41 @@ impl<'a> Answer<'a> {
                 out.extend_from_slice(value);
             }
             Self::Differs { holding, leaves } => {
-                put_length(out, 2 + leaves.0.len());
+                put_length(out, 2 + leaves.bytes().len());
                 out.extend_from_slice(&[DIFFERS, holding_flag(*holding)]);
-                out.extend_from_slice(leaves.0);
+                out.extend_from_slice(leaves.bytes());
             }
             Self::Exchanged {
                 holding,
-                more,
                 wanted,
+                left,
+                kept_back,
                 items,
             } => {
-                let wanted: Vec<KeyHash> = wanted.iter().collect();
-                put_exchanged(out, *holding, *more, &wanted, items.0);
+                let (wanted, left, items) = (wanted.bytes(), left.bytes(), items.bytes());
+                put_length(out, 14 + wanted.len() + left.len() + items.len());
+                out.extend_from_slice(&[EXCHANGED, holding_flag(*holding)]);
+                out.extend_from_slice(&kept_back.to_le_bytes());
+                out.extend_from_slice(&((wanted.len() / HASH_BYTES) as u32).to_le_bytes());
+                out.extend_from_slice(&((left.len() / HASH_BYTES) as u32).to_le_bytes());
+                out.extend_from_slice(wanted);
+                out.extend_from_slice(left);
+                out.extend_from_slice(items);
+            }
+            Self::Fetched {
+                holding,
+                done,
+                items,
+            } => {
+                put_length(out, 6 + items.bytes().len());
+                out.extend_from_slice(&[FETCHED, holding_flag(*holding)]);
+                out.extend_from_slice(&done.to_le_bytes());
+                out.extend_from_slice(items.bytes());
+            }
+            Self::Compared { verdicts } => {
+                put_length(out, 1 + verdicts.bytes().len());
+                out.push(COMPARED);
+                out.extend_from_slice(verdicts.bytes());
             }
         }
     }
@@ -599,21 +610,29 @@ impl<'a> Answer<'a> {
             }
             DIFFERS => {
                 let holding = reader.holding()?;
-                let leaves = Leaves(reader.take(8 * LEAVES)?);
-                reader.end()?;
+                let leaves = Leaves::parse(reader.0)?;
                 Ok(Self::Differs { holding, leaves })
             }
             EXCHANGED => {
-                let flags = reader.u8()?;
-                let count = reader.u32()? as usize;
-                let wanted = reader.take(count.checked_mul(8).ok_or(Malformed)?)?;
+                let holding = reader.holding()?;
+                let kept_back = reader.u32()?;
+                let (wanted, left) = (reader.u32()?, reader.u32()?);
                 Ok(Self::Exchanged {
-                    holding: flags & HOLDING != 0,
-                    more: flags & MORE != 0,
-                    wanted: Hashes(wanted),
-                    items: Items(reader.0),
+                    holding,
+                    wanted: reader.hashes(wanted)?,
+                    left: reader.hashes(left)?,
+                    kept_back,
+                    items: items(reader.0),
                 })
             }
+            FETCHED => Ok(Self::Fetched {
+                holding: reader.holding()?,
+                done: reader.u32()?,
+                items: items(reader.0),
+            }),
+            COMPARED => Ok(Self::Compared {
+                verdicts: verdicts(reader.0),
+            }),
             _ => Err(Malformed),
         }
     }
@@ -685,72 +704,6 @@ pub fn answers(bytes: &[u8]) -> Result<(Terms, Frames<'_>), Malformed> {
     Ok((Terms { reading, also }, frames))
 }
 
-/// A frame cut up by the cores its operations belong to.
-#[derive(Debug, Default)]
-pub struct Split {
-    /// For each operation, in order, the core it went to.
-    pub order: Vec<CoreId>,
-    /// For each core with operations, its own frame.
-    pub parts: Vec<(CoreId, Vec<u8>)>,
-}
-
-/// Cuts a frame up for a node of `cores` cores. An operation of no known kind goes
-/// to core 0, which refuses it.
-///
-/// # Errors
-///
-/// [`Malformed`] when it is no frame.
-pub fn split(frame: &[u8], cores: CoreCount) -> Result<Split, Malformed> {
-    let mut split = Split::default();
-    for body in Frames::new(frame)? {
-        let body = body?;
-        let core = match PeerOp::decode(body) {
-            Ok(op) => op.partition().core(cores),
-            Err(Malformed) => CoreId::new(0),
-        };
-        let part = match split.parts.iter().position(|(owner, _)| *owner == core) {
-            Some(at) => at,
-            None => {
-                split.parts.push((core, vec![FORMAT]));
-                split.parts.len() - 1
-            }
-        };
-        let out = &mut split.parts[part].1;
-        put_length(out, body.len());
-        out.extend_from_slice(body);
-        split.order.push(core);
-    }
-    Ok(split)
-}
-
-/// Puts the answers of the cores into the order of the operations. Cores that go by
-/// different rosters answer together by none.
-///
-/// # Errors
-///
-/// [`Malformed`] when an answer is missing.
-pub fn join(order: &[CoreId], answers: &[(CoreId, Vec<u8>)]) -> Result<Vec<u8>, Malformed> {
-    let mut readers = Vec::new();
-    let mut terms = None;
-    for (core, answer) in answers {
-        let (theirs, frames) = self::answers(answer)?;
-        let common = *terms.get_or_insert(theirs) == theirs;
-        terms = Some(if common { theirs } else { Terms::default() });
-        readers.push((*core, frames));
-    }
-    let mut out = Vec::new();
-    begin_answers(&mut out, terms.unwrap_or_default());
-    for core in order {
-        let reader = readers.iter_mut().find(|(owner, _)| owner == core);
-        let body = reader
-            .and_then(|(_, frames)| frames.next())
-            .ok_or(Malformed)??;
-        put_length(&mut out, body.len());
-        out.extend_from_slice(body);
-    }
-    Ok(out)
-}
-
 impl<'a> Reader<'a> {
     fn holding(&mut self) -> Result<bool, Malformed> {
         Ok(self.u8()? & HOLDING != 0)
@@ -758,6 +711,11 @@ impl<'a> Reader<'a> {
 
     fn version(&mut self) -> Result<Version, Malformed> {
         Version::new(self.u64()?).ok_or(Malformed)
+    }
+
+    fn hashes(&mut self, count: u32) -> Result<Hashes<'a>, Malformed> {
+        let length = (count as usize).checked_mul(HASH_BYTES);
+        Hashes::parse(self.take(length.ok_or(Malformed)?)?)
     }
 
     fn partition(&mut self) -> Result<PartitionId, Malformed> {
@@ -796,10 +754,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::hash::CoreCount;
 
-    fn op<'a>(key: &'a [u8], value: Option<&'a [u8]>, seed: u64, expires: bool) -> PeerOp<'a> {
+    fn op<'a>(
+        key: &'a [u8],
+        value: Option<&'a [u8]>,
+        seed: u64,
+        expires: bool,
+        digests: PartitionDigests<'a>,
+    ) -> PeerOp<'a> {
         let partition = PartitionId::new(seed as usize % 4096).unwrap();
-        match seed % 4 {
+        let write = WriteOp {
+            key,
+            version: Version::new(seed >> 11).unwrap(),
+            origin: Origin(seed as u32),
+            value,
+            expires_at: (expires || value.is_none()).then_some(UnixMs(seed)),
+        };
+        match seed % 8 {
             0 => PeerOp::Read {
                 key,
                 value: expires,
@@ -808,14 +780,68 @@ mod tests {
                 partition,
                 digest: Digest(seed),
             },
-            _ => PeerOp::Write(WriteOp {
-                key,
-                version: Version::new(seed >> 11).unwrap(),
-                origin: Origin(seed as u32),
-                value,
-                expires_at: (expires || value.is_none()).then_some(UnixMs(seed)),
-            }),
+            2 => PeerOp::CompareMany { digests },
+            3 => PeerOp::Exchange {
+                partition,
+                leaves: seed,
+                takes: Takes::from_code(seed as u8 % 3).unwrap(),
+                entries: entries(&[7; 60]),
+            },
+            4 => PeerOp::Fetch {
+                partition,
+                hashes: hashes(&[7; 24]),
+            },
+            5 => PeerOp::Offer(write),
+            6 => PeerOp::Apply(write),
+            _ => PeerOp::Write(write),
         }
+    }
+
+    /// Digests of partitions at these distances from each other.
+    fn digests_at(gaps: &[usize]) -> Vec<(PartitionId, Digest)> {
+        let mut index = 0;
+        let digests = gaps.iter().map_while(|gap| {
+            index += 1 + gap;
+            Some((PartitionId::new(index)?, Digest(index as u64)))
+        });
+        digests.collect()
+    }
+
+    /// Some answer to each operation of a frame, which says what it answers.
+    fn answer_all(frame: &[u8]) -> Vec<u8> {
+        // Where no core was asked, none goes by any roster.
+        let is_empty = frame.len() == 1;
+        let reading = RosterId(if is_empty { 0 } else { 7 });
+        let mut out = Vec::new();
+        begin_answers(
+            &mut out,
+            Terms {
+                reading,
+                ..Terms::default()
+            },
+        );
+        for body in Frames::new(frame).unwrap() {
+            let body = body.unwrap();
+            match PeerOp::decode(body).unwrap() {
+                PeerOp::CompareMany { digests } => {
+                    let packed =
+                        pack_verdicts(digests.iter().map(|(_, digest)| match digest.0 % 4 {
+                            0 => Verdict::Refused,
+                            1 => Verdict::Differs,
+                            two_or_three => Verdict::Same {
+                                holding: two_or_three == 2,
+                            },
+                        }));
+                    let verdicts = verdicts(&packed);
+                    Answer::Compared { verdicts }.encode(&mut out);
+                }
+                _ => {
+                    put_length(&mut out, body.len());
+                    out.extend_from_slice(body);
+                }
+            }
+        }
+        out
     }
 
     proptest! {
@@ -830,11 +856,15 @@ mod tests {
                 ),
                 0..20,
             ),
+            gaps in prop::collection::vec(0_usize..300, 1..20),
             cores in 1_usize..5,
         ) {
+            let mut named = Vec::new();
+            put_partition_digests(&mut named, &digests_at(&gaps));
+            let digests = partition_digests(&named).unwrap();
             let ops: Vec<_> = ops
                 .iter()
-                .map(|(key, value, seed, expires)| op(key, value.as_deref(), *seed, *expires))
+                .map(|(key, value, seed, expires)| op(key, value.as_deref(), *seed, *expires, digests))
                 .collect();
             let mut frame = vec![FORMAT];
             for op in &ops {
@@ -844,28 +874,31 @@ mod tests {
             let decoded: Vec<_> = bodies.map(|body| PeerOp::decode(body.unwrap()).unwrap()).collect();
             prop_assert_eq!(&decoded, &ops);
 
-            // Cut up and put together again, the frame is what it was.
+            // Cut up, every core has what is its own, in order.
             let cores = CoreCount::new(cores).unwrap();
             let cut = split(&frame, cores).unwrap();
+            prop_assert_eq!(cut.order.len(), ops.len());
             for (core, part) in &cut.parts {
                 for body in Frames::new(part).unwrap() {
-                    prop_assert_eq!(PeerOp::decode(body.unwrap()).unwrap().partition().core(cores), *core);
+                    match PeerOp::decode(body.unwrap()).unwrap() {
+                        PeerOp::CompareMany { digests } => {
+                            for (partition, digest) in digests.iter() {
+                                prop_assert_eq!(partition.core(cores), *core);
+                                prop_assert_eq!(partition.index() as u64, digest.0);
+                            }
+                        }
+                        op => prop_assert_eq!(op.partition().core(cores), *core),
+                    }
                 }
             }
-            let terms = Terms { reading: RosterId(7), also: RosterId(8) };
-            let whole = |body: &[u8]| {
-                let mut answers = Vec::new();
-                begin_answers(&mut answers, terms);
-                answers.extend_from_slice(body);
-                answers
-            };
-            let parts: Vec<_> = cut.parts.iter().map(|(core, part)| (*core, whole(&part[1..]))).collect();
-            let joined = join(&cut.order, &parts).unwrap();
-            if ops.is_empty() {
-                prop_assert_eq!(answers(&joined).unwrap().0, Terms::default());
-            } else {
-                prop_assert_eq!(joined, whole(&frame[1..]));
-            }
+
+            // The answers to the parts make the answer to the whole.
+            let answers: Vec<_> = cut
+                .parts
+                .iter()
+                .map(|(core, part)| (*core, answer_all(part)))
+                .collect();
+            prop_assert_eq!(join(&cut.order, &answers).unwrap(), answer_all(&frame));
         }
 
         #[test]
@@ -906,6 +939,7 @@ mod tests {
             Answer::Refused(Refusal::Unknown),
             Answer::Refused(Refusal::NotJoined),
             Answer::Refused(Refusal::Later),
+            Answer::Refused(Refusal::Full),
             Answer::Read {
                 holding: true,
                 held: None,
@@ -935,7 +969,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exchange_comes_back_as_it_was() {
+    fn the_lists_of_a_comparison_come_back_as_they_were() {
         let write = WriteOp {
             key: b"k",
             version: Version::new(3).unwrap(),
@@ -943,23 +977,61 @@ mod tests {
             value: Some(b"v"),
             expires_at: None,
         };
-        let mut items = Vec::new();
-        write.encode(&mut items);
+        let mut item_bytes = Vec::new();
+        write.encode(&mut item_bytes);
+        let mut hash_bytes = Vec::new();
+        for hash in [KeyHash(8), KeyHash(9), KeyHash(10)] {
+            put_hash(&mut hash_bytes, hash);
+        }
+        let (wanted, left) = hash_bytes.split_at(8);
+        let packed = pack_verdicts((0..9).map(|index| Verdict::Same {
+            holding: index % 3 == 0,
+        }));
+        let answers = [
+            Answer::Exchanged {
+                holding: false,
+                wanted: hashes(wanted),
+                left: hashes(left),
+                kept_back: 11,
+                items: items(&item_bytes),
+            },
+            Answer::Fetched {
+                holding: true,
+                done: 12,
+                items: items(&item_bytes),
+            },
+            Answer::Compared {
+                verdicts: verdicts(&packed),
+            },
+        ];
         let mut bytes = vec![FORMAT];
-        put_exchanged(&mut bytes, false, true, &[KeyHash(8)], &items);
-        let body = Frames::new(&bytes).unwrap().next().unwrap().unwrap();
-        let Answer::Exchanged {
-            holding,
-            more,
-            wanted,
-            items,
-        } = Answer::decode(body).unwrap()
-        else {
-            panic!("another answer")
-        };
-        assert!(more && !holding);
-        assert_eq!(wanted.iter().collect::<Vec<_>>(), [KeyHash(8)]);
-        assert_eq!(items.iter().collect::<Vec<_>>(), [write]);
+        for answer in &answers {
+            answer.encode(&mut bytes);
+        }
+        let bodies = Frames::new(&bytes).unwrap();
+        let decoded: Vec<_> = bodies
+            .map(|body| Answer::decode(body.unwrap()).unwrap())
+            .collect();
+        assert_eq!(decoded, answers);
+        assert_eq!(items(&item_bytes).iter().collect::<Vec<_>>(), [write]);
+        let read: Vec<_> = hashes(left).iter().collect();
+        assert_eq!(read, [KeyHash(9), KeyHash(10)]);
+        let read: Vec<_> = verdicts(&packed).iter().take(10).collect();
+        assert_eq!(read[6], Verdict::Same { holding: true });
+        assert_eq!(read[8], Verdict::Same { holding: false });
+        assert_eq!(read[9], Verdict::Refused, "nothing was said of it");
+    }
+
+    #[test]
+    fn a_comparison_of_nothing_or_beyond_the_last_partition_is_refused() {
+        for gaps in [&[][..], &[4096], &[4095, 0]] {
+            let mut bytes = vec![COMPARE_MANY];
+            for &gap in gaps {
+                put_length(&mut bytes, gap);
+                bytes.extend_from_slice(&[0; 8]);
+            }
+            assert_eq!(PeerOp::decode(&bytes), Err(Malformed), "{gaps:?}");
+        }
     }
 
     #[test]
@@ -974,6 +1046,6 @@ mod tests {
             panic!("another answer")
         };
         assert!(holding);
-        assert_eq!(differing(&leaves.to_digests(), &own), 1 << 3 | 1 << 63);
+        assert_eq!(leaves.differing(&own), 1 << 3 | 1 << 63);
     }
 }

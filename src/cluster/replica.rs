@@ -2,46 +2,66 @@
 //! replica never asks anyone. What one frame may cost is bounded ([`Budget`]): beyond it
 //! operations are answered [`Refusal::Later`], and asked again in the next frame.
 
-use std::collections::BTreeMap;
-
 use super::coordinator::Coordinator;
 use super::message::{
-    Answer, Entries, Frames, Held, HeldBody, Malformed, PeerOp, Refusal, WriteOp, begin_answers,
-    put_differs, put_exchanged,
+    Answer, Entries, Entry, Frames, Hashes, Held, HeldBody, Malformed, PartitionDigests, PeerOp,
+    Refusal, Takes, Verdict, WriteOp, begin_answers, hashes, items, pack_verdicts, put_differs,
+    put_hash, verdicts,
 };
-use crate::clock::UnixMs;
+use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::{KeyHash, PartitionId};
 use crate::mutation::{Mutation, planted};
-use crate::store::Applied;
-
-/// How many bytes of items one exchange hands over, give or take one item.
-const EXCHANGE_BYTES: usize = 256 << 10;
+use crate::store::{Applied, StoredItem, ValueView};
 
 /// How many bytes the answer to one frame takes, give or take one operation's.
 pub const REPLY_BYTES_MAX: usize = 8 << 20;
-/// How many keys are looked through for one frame, give or take a partition.
-const SCANNED_KEYS_MAX: usize = 16 << 10;
+/// How many keys are looked through for one frame; a partition that has more, if it is
+/// the first.
+pub const SCANNED_KEYS_MAX: usize = 8 << 10;
+/// How many items the comparison of replicas hands over in the answer to one frame. The
+/// receiver takes them in within one turn.
+pub const HANDED_ITEMS_MAX: usize = 2 << 10;
+/// How many bytes these take, give or take an item.
+pub const HANDED_BYTES_MAX: usize = 1 << 20;
 
 /// What is left of what one frame may cost.
 struct Budget {
     reply_end: usize,
     scanned_keys: usize,
+    handed_items: usize,
+    handed_bytes: usize,
 }
 
 impl Budget {
-    fn admits(&self, op: &PeerOp<'_>, reply: &[u8]) -> bool {
-        match op {
-            PeerOp::Write(_) | PeerOp::Apply(_) => true,
-            PeerOp::Read { .. } => reply.len() < self.reply_end,
-            PeerOp::Compare { .. } | PeerOp::Exchange { .. } => {
-                reply.len() < self.reply_end && self.scanned_keys > 0
-            }
+    fn new(reply_start: usize) -> Self {
+        Self {
+            reply_end: reply_start + REPLY_BYTES_MAX,
+            scanned_keys: SCANNED_KEYS_MAX,
+            handed_items: HANDED_ITEMS_MAX,
+            handed_bytes: HANDED_BYTES_MAX,
         }
+    }
+
+    /// Whether as many keys may be looked through; if no other was yet, any number.
+    fn admits_keys(&self, keys: usize) -> bool {
+        self.scanned_keys > keys.min(SCANNED_KEYS_MAX - 1)
     }
 
     fn charge_keys(&mut self, keys: usize) {
         // Looking at a partition costs something even when it is empty.
         self.scanned_keys = self.scanned_keys.saturating_sub(keys + 1);
+    }
+
+    fn admits_item(&self) -> bool {
+        self.handed_items > 0 && self.handed_bytes > 0
+    }
+
+    /// Appends an item to those that are handed over.
+    fn hand_over(&mut self, write: &WriteOp<'_>, handed: &mut Vec<u8>) {
+        let before = handed.len();
+        write.encode(handed);
+        self.handed_items = self.handed_items.saturating_sub(1);
+        self.handed_bytes = self.handed_bytes.saturating_sub(handed.len() - before);
     }
 }
 
@@ -59,16 +79,13 @@ impl Coordinator {
         reply: &mut Vec<u8>,
     ) -> Result<(), Malformed> {
         let begin = reply.len();
-        let mut budget = Budget {
-            reply_end: reply.len() + REPLY_BYTES_MAX,
-            scanned_keys: SCANNED_KEYS_MAX,
-        };
+        let mut budget = Budget::new(begin);
         begin_answers(reply, self.view.terms());
         for body in Frames::new(frame)? {
             let body = body?;
             self.counters.peer_operations_served += 1;
             match PeerOp::decode(body) {
-                Ok(op) if budget.admits(&op, reply) => {
+                Ok(op) if self.admits(&budget, &op, reply) => {
                     self.serve_one(&op, &mut budget, now, reply);
                 }
                 Ok(_) => Answer::Refused(Refusal::Later).encode(reply),
@@ -80,6 +97,19 @@ impl Coordinator {
         Ok(())
     }
 
+    fn admits(&self, budget: &Budget, op: &PeerOp<'_>, reply: &[u8]) -> bool {
+        let admits_scan = |partition| budget.admits_keys(self.local.shard().stored_len(partition));
+        match op {
+            PeerOp::Write(_) | PeerOp::Apply(_) | PeerOp::Offer(_) | PeerOp::CompareMany { .. } => {
+                true
+            }
+            PeerOp::Read { .. } => reply.len() < budget.reply_end,
+            PeerOp::Compare { partition, .. } => admits_scan(*partition),
+            PeerOp::Exchange { partition, .. } => budget.admits_item() && admits_scan(*partition),
+            PeerOp::Fetch { .. } => budget.admits_item(),
+        }
+    }
+
     fn serve_one(
         &mut self,
         op: &PeerOp<'_>,
@@ -87,35 +117,53 @@ impl Coordinator {
         now: UnixMs,
         reply: &mut Vec<u8>,
     ) {
-        let partition = op.partition();
-        if let Some(refusal) = self.refusal(partition) {
+        let refusal = match op {
+            // Each of its partitions has a verdict of its own.
+            PeerOp::CompareMany { .. } => None,
+            _ => self.refusal(op.partition()),
+        };
+        if let Some(refusal) = refusal {
             Answer::Refused(refusal).encode(reply);
             return;
         }
-        let holding = self.sync.holds(partition);
         match *op {
             PeerOp::Write(write) => self.serve_write(&write, now).encode(reply),
             PeerOp::Apply(write) => {
                 let hash = KeyHash::of(write.key);
                 self.take_in(hash, &write, now).encode(reply);
             }
+            PeerOp::Offer(write) => {
+                let hash = KeyHash::of(write.key);
+                self.take_offered(hash, &write, now).encode(reply);
+            }
             PeerOp::Read { key, value } => self.serve_read(key, value, now, reply),
+            PeerOp::CompareMany { digests } => self.serve_compare_many(digests, reply),
             PeerOp::Compare { partition, digest } => {
+                let holding = self.sync.holds(partition);
                 if self.local.shard().digest(partition) == digest {
                     Answer::Same { holding }.encode(reply);
                 } else {
-                    let (leaves, keys) = self.leaf_digests(partition, now);
-                    budget.charge_keys(keys);
+                    budget.charge_keys(self.local.shard().stored_len(partition));
+                    let leaves = self.leaf_digests(partition, now);
                     put_differs(reply, holding, &leaves);
                 }
             }
             PeerOp::Exchange {
                 partition,
                 leaves,
+                takes,
                 entries,
             } => {
-                let keys = self.serve_exchange(partition, leaves, entries, now, reply);
-                budget.charge_keys(keys);
+                budget.charge_keys(self.local.shard().stored_len(partition));
+                let asked = Asked {
+                    partition,
+                    leaves,
+                    takes,
+                };
+                self.serve_exchange(&asked, entries, budget, now, reply);
+            }
+            PeerOp::Fetch { partition, hashes } => {
+                self.serve_fetch(partition, hashes, budget, now, reply);
             }
         }
     }
@@ -222,51 +270,156 @@ impl Coordinator {
         Answer::Read { holding, held }.encode(reply);
     }
 
-    /// Returns how many keys were looked through.
+    fn serve_compare_many(&self, digests: PartitionDigests<'_>, reply: &mut Vec<u8>) {
+        let packed = pack_verdicts(digests.iter().map(|(partition, digest)| {
+            if self.refusal(partition).is_some() {
+                Verdict::Refused
+            } else if self.local.shard().digest(partition) != digest {
+                Verdict::Differs
+            } else {
+                let holding = self.sync.holds(partition);
+                Verdict::Same { holding }
+            }
+        }));
+        let verdicts = verdicts(&packed);
+        Answer::Compared { verdicts }.encode(reply);
+    }
+
     fn serve_exchange(
-        &self,
-        partition: PartitionId,
-        leaves: u64,
+        &mut self,
+        asked: &Asked,
         entries: Entries<'_>,
+        budget: &mut Budget,
         now: UnixMs,
         reply: &mut Vec<u8>,
-    ) -> usize {
-        let mut theirs: BTreeMap<KeyHash, _> = entries
-            .iter()
-            .map(|entry| (entry.hash, (entry.version, entry.origin)))
-            .collect();
-        let mut wanted = Vec::new();
-        let mut items = Vec::new();
-        let mut more = false;
-        let keys = self.for_each_entry(partition, leaves, now, |key, entry, resident| {
-            let known = theirs.remove(&entry.hash);
+    ) {
+        let Asked {
+            partition,
+            leaves,
+            takes,
+        } = *asked;
+        let mut theirs = Theirs::new(entries);
+        let (mut wanted, mut left, mut handed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut kept_back = 0;
+        self.for_each_entry(partition, leaves, now, |entry, item| {
             let own = (entry.version, entry.origin);
-            if known > Some(own) {
-                wanted.push(entry.hash);
-            }
-            if known >= Some(own) {
-                return;
-            }
-            if items.len() > EXCHANGE_BYTES {
-                more = true;
-                return;
-            }
-            let peeked = self.local.shard().peek(entry.hash, key, now);
-            let value = peeked.as_ref().map(|item| item.value.bytes());
-            if value.is_some() || resident.tombstone {
-                let write = WriteOp {
-                    key,
-                    version: entry.version,
-                    origin: entry.origin,
-                    value,
-                    expires_at: resident.expires_at,
-                };
-                write.encode(&mut items);
+            match theirs.take(entry.hash) {
+                Some(known) if known > own => put_hash(&mut wanted, entry.hash),
+                Some(known) if known == own => {}
+                _ if takes == Takes::Nothing => {}
+                None if takes == Takes::Newer => kept_back += 1,
+                _ if budget.admits_item() => {
+                    budget.hand_over(&stored_write(item), &mut handed);
+                }
+                _ => put_hash(&mut left, entry.hash),
             }
         });
-        wanted.extend(theirs.into_keys());
-        let holding = self.sync.holds(partition);
-        put_exchanged(reply, holding, more, &wanted, &items);
-        keys
+        let absent = theirs.untaken();
+        if self.local.shard().is_full() {
+            self.sync.leave_keys(absent.count() as u64);
+        } else {
+            absent.for_each(|hash| put_hash(&mut wanted, hash));
+        }
+        let answer = Answer::Exchanged {
+            holding: self.sync.holds(partition),
+            wanted: hashes(&wanted),
+            left: hashes(&left),
+            kept_back,
+            items: items(&handed),
+        };
+        answer.encode(reply);
+    }
+
+    fn serve_fetch(
+        &self,
+        partition: PartitionId,
+        hashes: Hashes<'_>,
+        budget: &mut Budget,
+        now: UnixMs,
+        reply: &mut Vec<u8>,
+    ) {
+        let mut handed = Vec::new();
+        let mut done = 0;
+        for hash in hashes.iter() {
+            if !budget.admits_item() {
+                break;
+            }
+            done += 1;
+            if hash.partition() == partition {
+                for item in self.with_hash(hash, now) {
+                    budget.hand_over(&stored_write(item), &mut handed);
+                }
+            }
+        }
+        let answer = Answer::Fetched {
+            holding: self.sync.holds(partition),
+            done,
+            items: items(&handed),
+        };
+        answer.encode(reply);
+    }
+
+    /// Takes in a write that an exchange has brought to light, unless it would make
+    /// something else go.
+    pub(super) fn take_offered(
+        &mut self,
+        hash: KeyHash,
+        write: &WriteOp<'_>,
+        now: UnixMs,
+    ) -> Answer<'static> {
+        if self.local.shard().is_full() && self.local.resident(hash, write.key).is_none() {
+            self.sync.leave_keys(1);
+            return Answer::Refused(Refusal::Full);
+        }
+        self.take_in(hash, write, now)
+    }
+}
+
+/// What an exchange is about.
+struct Asked {
+    partition: PartitionId,
+    leaves: u64,
+    takes: Takes,
+}
+
+/// What the other side of an exchange holds.
+struct Theirs {
+    /// By hash, each with whether we hold it too.
+    entries: Vec<(Entry, bool)>,
+}
+
+impl Theirs {
+    fn new(entries: Entries<'_>) -> Self {
+        let mut entries: Vec<_> = entries.iter().map(|entry| (entry, false)).collect();
+        entries.sort_unstable_by_key(|(entry, _)| entry.hash);
+        Self { entries }
+    }
+
+    /// What they hold under a hash.
+    fn take(&mut self, hash: KeyHash) -> Option<(Version, Origin)> {
+        let found = self
+            .entries
+            .binary_search_by_key(&hash, |(entry, _)| entry.hash);
+        let (entry, taken) = self.entries.get_mut(found.ok()?)?;
+        *taken = true;
+        Some((entry.version, entry.origin))
+    }
+
+    /// The hashes that were not taken.
+    fn untaken(&self) -> impl Iterator<Item = KeyHash> {
+        let untaken = self.entries.iter().filter(|(_, taken)| !taken);
+        untaken.map(|(entry, _)| entry.hash)
+    }
+}
+
+/// An item as it is sent.
+pub(super) fn stored_write(item: StoredItem<'_>) -> WriteOp<'_> {
+    let known = item.resident();
+    WriteOp {
+        key: item.key(),
+        version: known.version,
+        origin: known.origin,
+        value: item.value().map(ValueView::bytes),
+        expires_at: known.expires_at,
     }
 }

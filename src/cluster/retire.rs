@@ -91,6 +91,7 @@ impl Retired {
         })
     }
 
+    /// An owner has all that is here of a partition.
     pub(super) fn in_step(&mut self, partition: PartitionId, node: NodeIx, holding: bool) {
         if holding
             && let Some(retirement) = &mut self.partitions[partition.index()]
@@ -100,7 +101,13 @@ impl Retired {
         }
     }
 
-    fn may_be_dropped(&self, partition: PartitionId, view: &View, before: SteadyMs) -> bool {
+    fn may_be_dropped(
+        &self,
+        partition: PartitionId,
+        is_empty: bool,
+        view: &View,
+        before: SteadyMs,
+    ) -> bool {
         let place = &self.partitions[partition.index()];
         place.as_ref().is_some_and(|retirement| {
             let owners = view.owners(partition);
@@ -108,7 +115,7 @@ impl Retired {
                 .iter()
                 .filter(|owner| retirement.in_step.contains(owner));
             let needed = owners.len() - Consistency::Quorum.needed(owners.len()) + 1;
-            retirement.since <= before && in_step.count() >= needed
+            retirement.since <= before && (is_empty || in_step.count() >= needed)
         })
     }
 }
@@ -130,17 +137,16 @@ impl Coordinator {
             if left == 0 {
                 return;
             }
-            if self
-                .sync
-                .retired
-                .may_be_dropped(partition, &self.view, before)
-            {
-                left -= self.local.shard_mut().drop_step(partition, left);
-                if self.local.shard().lacks(partition) {
-                    self.sync.retired.remove(partition);
-                    self.sync.retired.dropped += 1;
-                    self.sync.disown(partition);
-                }
+            let is_empty = self.local.shard().stored_len(partition) == 0;
+            let retired = &self.sync.retired;
+            if !retired.may_be_dropped(partition, is_empty, &self.view, before) {
+                continue;
+            }
+            left -= self.local.shard_mut().drop_step(partition, left);
+            if self.local.shard().stored_len(partition) == 0 {
+                self.sync.retired.remove(partition);
+                self.sync.retired.dropped += 1;
+                self.sync.disown(partition);
             }
         }
     }

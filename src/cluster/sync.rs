@@ -5,17 +5,19 @@
 //! that are not held yet first:
 //!
 //! ```text
-//!  Compare(digest) ──► Same ─────────────────────────────► in step
-//!        └──► Differs(64 leaves) ──► Exchange(leaves, entries) ──► items, wanted
-//!                                          ▲ more                     │
-//!                                          └──────────────────────────┴─► in step
+//!  CompareMany(digests) ──► Same ────────────────────────────────────► in step
+//!        │ Differs                                                        ▲
+//!        ├── few keys here ───────────────────────┐                       │
+//!        ▼                                        ▼                       │
+//!  Compare ──► Differs(64 leaves) ──► Exchange(leaves, entries) ──► items ┤
+//!                                                 │ left                  │
+//!                                                 └──► Fetch(hashes) ─────┘
 //! ```
 //!
-//! Each step stands for itself: whatever is lost, late or said twice, the next
-//! session finds what still differs. Items go both ways through last writer wins,
-//! deletes as tombstones; nothing is concluded from absence. So much is under way at a
-//! time ([`COMPARES_MAX`], [`EXCHANGES_MAX`]) that neither core is kept from its clients
-//! for long; a replica that has much to look through says [`Refusal::Later`].
+//! What the other node wants in turn is offered meanwhile. Each step stands for itself:
+//! whatever is lost, late or said twice, the next session finds what still differs. Items
+//! go both ways through last writer wins, deletes as tombstones; nothing is concluded from
+//! absence.
 //!
 //! **Holding.** A node holds a partition when it has every write that was
 //! acknowledged at QUORUM. One that joins, comes back empty or had a cluster of its own
@@ -38,29 +40,26 @@
 //!
 //! **Full.** A shard at a bound evicts what it likes: it takes newer versions of what it
 //! has, and nothing else. Two full replicas that hold different items would fill each
-//! other up for ever.
+//! other up for ever. What it would not take it neither asks for nor is sent.
 
-use std::collections::{BTreeSet, VecDeque};
+mod exchange;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Consistency;
-use super::coordinator::{Call, Coordinator, Lane};
-use super::message::{
-    Answer, Entry, LEAVES, PeerOp, Refusal, WriteOp, differing, entries, leaf_of, put_entry,
-};
+use super::coordinator::Coordinator;
 use super::retire::Retired;
 use super::view::{NodeIx, View};
 use crate::clock::{SteadyMs, UnixMs};
 use crate::hash::{KeyHash, PARTITION_COUNT, PartitionId};
 use crate::mutation::{Mutation, planted};
-use crate::store::{Digest, Resident};
+use exchange::{Fetching, Step};
 
-/// Partitions of one session that are being compared at once, or wait to be exchanged.
-pub const COMPARES_MAX: usize = 256;
-/// Exchanges of one session under way at once.
-pub const EXCHANGES_MAX: usize = 4;
 /// How long after a failed session the next one may begin.
 const RETRY_MS: u64 = 200;
+/// For how long credit for transfers is saved up.
+const CREDIT_MS_MAX: i64 = 100;
 /// How far the interval is stretched while there is nothing to hand over.
 pub const BACKOFF_MAX: u64 = 8;
 
@@ -75,8 +74,29 @@ pub struct SyncCounters {
     pub keys_pulled: u64,
     /// Items sent to co-owners that wanted them.
     pub keys_pushed: u64,
-    /// Items not taken over because this shard is full.
+    /// Items taken over of partitions that this node did not hold yet.
+    pub keys_copied: u64,
+    /// Those of them of partitions of which it is the primary.
+    pub keys_copied_as_primary: u64,
+    /// Answers that brought such items.
+    pub copies: u64,
+    /// Bytes of such items, as they came.
+    pub bytes_copied: u64,
+    /// Items sent to owners of partitions that are not this node's any more.
+    pub keys_handed_over: u64,
+    /// How often a session waited because so much had been transferred.
+    pub throttled: u64,
+    /// How long it took to copy what this node lacked last, in milliseconds.
+    pub last_copy_ms: u64,
+    /// How long it took the last session to compare all partitions, in milliseconds.
+    pub last_compare_ms: u64,
+    /// How long it took the last session to exchange what differed, in milliseconds.
+    pub last_exchange_ms: u64,
+    /// Items not taken over because this shard is full; once for each time that it was
+    /// found to lack them.
     pub keys_left: u64,
+    /// Keys that were looked through, for sessions of this node and of others.
+    pub keys_scanned: u64,
     /// Sessions that failed.
     pub failed: u64,
     /// Partitions held because the time was over, not because they were in step.
@@ -92,16 +112,6 @@ struct Missing {
     in_step_with: Vec<(NodeIx, bool)>,
 }
 
-/// A partition that is not the same at the other node.
-#[derive(Debug)]
-struct Differing {
-    partition: PartitionId,
-    /// The other node's leaves.
-    leaves: Box<[Digest; LEAVES]>,
-    /// Whether the other node holds it.
-    holding: bool,
-}
-
 #[derive(Debug, Default)]
 struct Session {
     /// Tells this session's answers from those of the one before.
@@ -113,16 +123,45 @@ struct Session {
     /// Items that went either way.
     moved: u64,
     to_compare: VecDeque<PartitionId>,
-    compares_open: usize,
-    differing: VecDeque<Differing>,
+    /// Whether partitions are being compared.
+    comparing: bool,
+    /// Of partitions that differ.
+    steps: VecDeque<Step>,
     exchanges_open: usize,
+    fetching: Vec<Fetching>,
+    /// What the other node wants.
+    wanted: VecDeque<KeyHash>,
+    offers_open: usize,
     started: SteadyMs,
+    /// When all partitions had been compared.
+    compared: SteadyMs,
     /// When the next one begins.
     due: SteadyMs,
     /// How far the interval is stretched.
     backoff: u64,
     /// Whether the next one is to begin at once.
     hurried: bool,
+}
+
+impl Session {
+    /// Forgets what was to be done.
+    fn stop(&mut self) {
+        *self = Self {
+            to_compare: VecDeque::new(),
+            comparing: false,
+            steps: VecDeque::new(),
+            exchanges_open: 0,
+            fetching: Vec::new(),
+            wanted: VecDeque::new(),
+            offers_open: 0,
+            ..*self
+        };
+    }
+
+    /// Whether nothing is under way. What is to be done begins as soon as it may.
+    fn is_idle(&self) -> bool {
+        !self.comparing && self.exchanges_open == 0 && self.offers_open == 0
+    }
 }
 
 /// Repair and bootstrap of one core.
@@ -133,6 +172,13 @@ pub struct SyncState {
     missing_count: usize,
     pub(super) retired: Retired,
     sessions: Vec<Session>,
+    /// Bytes that may be transferred now; below zero it is waited.
+    credit: i64,
+    credited: SteadyMs,
+    /// Since when this core lacks something.
+    copying_since: Option<SteadyMs>,
+    /// With whom the last session that ended badly was, until one ends well.
+    last_failed: Option<NodeIx>,
     counters: SyncCounters,
 }
 
@@ -146,6 +192,10 @@ impl SyncState {
             missing_count: 0,
             retired: Retired::new(),
             sessions: Vec::new(),
+            credit: 0,
+            credited: SteadyMs(0),
+            copying_since: None,
+            last_failed: None,
             counters: SyncCounters::default(),
         }
     }
@@ -171,6 +221,11 @@ impl SyncState {
         &self.counters
     }
 
+    /// With whom the last session that ended badly was, if none has ended well with it since.
+    pub fn last_failed(&self) -> Option<NodeIx> {
+        self.last_failed
+    }
+
     /// How far the intervals are stretched at present, the most of all.
     pub fn backoff(&self) -> u64 {
         let backoffs = self.sessions.iter().map(|session| session.backoff);
@@ -183,6 +238,16 @@ impl SyncState {
         session.due = SteadyMs(0);
         session.backoff = 1;
         session.hurried = true;
+    }
+
+    /// Whether so much was transferred that the next request has to wait for a tick.
+    fn is_throttled(&self) -> bool {
+        self.credit < 0
+    }
+
+    /// Counts items that were not taken over.
+    pub(super) fn leave_keys(&mut self, count: u64) {
+        self.counters.keys_left += count;
     }
 
     fn session(&mut self, node: NodeIx) -> &mut Session {
@@ -296,6 +361,8 @@ impl Coordinator {
             self.end_overdue_bootstrap();
         }
         self.drop_retired();
+        self.time_copying();
+        self.give_credit(now);
         for index in 0..self.links.len() {
             let node = NodeIx(index as u16);
             let due = self.steady.now();
@@ -304,6 +371,46 @@ impl Coordinator {
                 self.start_session(node, now);
             }
         }
+    }
+
+    fn time_copying(&mut self) {
+        let now = self.steady.now();
+        match (self.sync.missing_count, self.sync.copying_since) {
+            (0, Some(since)) => {
+                self.sync.counters.last_copy_ms = now.since(since);
+                self.sync.copying_since = None;
+            }
+            (0, None) | (_, Some(_)) => {}
+            (_, None) => self.sync.copying_since = Some(now),
+        }
+    }
+
+    /// Allows as many bytes to be transferred as the time since the last call is worth, and
+    /// goes on with the sessions that waited for it.
+    fn give_credit(&mut self, now: UnixMs) {
+        let steady = self.steady.now();
+        let rate = i64::try_from(self.config.transfer_rate).unwrap_or(i64::MAX);
+        let passed = i64::try_from(steady.since(self.sync.credited)).unwrap_or(i64::MAX);
+        let due = rate.saturating_mul(passed.min(CREDIT_MS_MAX)) / 1000;
+        self.sync.credited = steady;
+        let waited = self.sync.credit < 0;
+        self.sync.credit = self.sync.credit.saturating_add(due).min(due);
+        if waited && self.sync.credit >= 0 {
+            for index in 0..self.links.len() {
+                self.go_on(NodeIx(index as u16), now);
+            }
+        }
+    }
+
+    /// Counts bytes that were transferred against what is allowed.
+    fn charge(&mut self, bytes: usize) {
+        if self.config.transfer_rate == 0 {
+            return;
+        }
+        let had = self.sync.credit >= 0;
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.sync.credit = self.sync.credit.saturating_sub(bytes);
+        self.sync.counters.throttled += u64::from(had && self.sync.credit < 0);
     }
 
     fn end_overdue_bootstrap(&mut self) {
@@ -342,99 +449,12 @@ impl Coordinator {
             counts,
             to_compare,
             started: steady,
+            compared: steady,
             due: steady.later(interval),
             backoff: session.backoff.max(1),
             ..Session::default()
         };
         self.go_on(node, now);
-    }
-
-    pub(super) fn sync_answered(
-        &mut self,
-        node: NodeIx,
-        number: u32,
-        op: &PeerOp<'_>,
-        answer: &Answer<'_>,
-        now: UnixMs,
-    ) {
-        let session = self.sync.session(node);
-        if !session.active || session.number != number {
-            return;
-        }
-        match *op {
-            PeerOp::Compare { partition, .. } => {
-                session.compares_open -= 1;
-                match *answer {
-                    Answer::Same { holding } => self.in_step(partition, node, holding),
-                    Answer::Differs { holding, leaves } => session.differing.push_back(Differing {
-                        partition,
-                        leaves: leaves.to_digests(),
-                        holding,
-                    }),
-                    Answer::Refused(Refusal::Later) => session.to_compare.push_front(partition),
-                    _ => session.failed = true,
-                }
-            }
-            PeerOp::Exchange {
-                partition, leaves, ..
-            } => {
-                session.exchanges_open -= 1;
-                match answer {
-                    Answer::Refused(Refusal::Later) => session.to_compare.push_front(partition),
-                    _ => self.exchanged(node, partition, leaves, answer, now),
-                }
-            }
-            _ => {}
-        }
-        self.go_on(node, now);
-    }
-
-    /// Takes over what the other node has newer and sends what it asks for.
-    fn exchanged(
-        &mut self,
-        node: NodeIx,
-        partition: PartitionId,
-        leaves: u64,
-        answer: &Answer<'_>,
-        now: UnixMs,
-    ) {
-        let Answer::Exchanged {
-            holding,
-            more,
-            wanted,
-            items,
-        } = *answer
-        else {
-            self.sync.session(node).failed = true;
-            return;
-        };
-        let (mut pulled, mut refused) = (0, false);
-        for write in items.iter() {
-            let hash = KeyHash::of(write.key);
-            if hash.partition() != partition {
-                continue;
-            }
-            if self.local.shard().is_full() && self.local.resident(hash, write.key).is_none() {
-                self.sync.counters.keys_left += 1;
-                continue;
-            }
-            match self.take_in(hash, &write, now) {
-                Answer::Stored { .. } => pulled += 1,
-                Answer::Refused(_) => refused = true,
-                _ => {}
-            }
-        }
-        let pushed = self.push_wanted(node, partition, leaves, wanted.iter().collect(), now);
-        self.sync.counters.keys_pulled += pulled;
-        self.sync.counters.keys_pushed += pushed;
-        let session = self.sync.session(node);
-        session.moved += pulled + pushed;
-        if more && pulled > 0 {
-            session.to_compare.push_front(partition);
-        } else if !refused {
-            // What it cannot take it does not hold.
-            self.in_step(partition, node, holding);
-        }
     }
 
     pub(super) fn sync_failed(&mut self, node: NodeIx, number: u32) {
@@ -445,69 +465,6 @@ impl Coordinator {
         }
     }
 
-    /// Asks for the next comparisons and exchanges; ends the session when nothing is left.
-    fn go_on(&mut self, node: NodeIx, now: UnixMs) {
-        loop {
-            let session = self.sync.session(node);
-            if !session.active {
-                return;
-            }
-            let call = Call::Sync {
-                session: session.number,
-            };
-            let pushed = if session.exchanges_open < EXCHANGES_MAX && !session.differing.is_empty()
-            {
-                self.exchange_next(node, call, now)
-            } else if session.compares_open + session.differing.len() < COMPARES_MAX
-                && let Some(partition) = session.to_compare.pop_front()
-            {
-                session.compares_open += 1;
-                let digest = self.local.shard().digest(partition);
-                let op = PeerOp::Compare { partition, digest };
-                self.push(node, Lane::Bulk, call, &op)
-            } else {
-                break;
-            };
-            if !pushed {
-                self.sync.session(node).failed = true;
-                self.end_session(node);
-                return;
-            }
-        }
-        let session = self.sync.session(node);
-        if session.compares_open == 0 && session.exchanges_open == 0 {
-            self.end_session(node);
-        }
-    }
-
-    /// Sends what is here of the leaves that differ; false when the node is out of reach.
-    fn exchange_next(&mut self, node: NodeIx, call: Call, now: UnixMs) -> bool {
-        let Some(differs) = self.sync.session(node).differing.pop_front() else {
-            return true;
-        };
-        let Differing {
-            partition,
-            leaves,
-            holding,
-        } = differs;
-        let leaves = differing(&leaves, &self.leaf_digests(partition, now).0);
-        if leaves == 0 {
-            self.in_step(partition, node, holding);
-            return true;
-        }
-        let mut bytes = Vec::new();
-        self.for_each_entry(partition, leaves, now, |_, entry, _| {
-            put_entry(&mut bytes, entry);
-        });
-        let op = PeerOp::Exchange {
-            partition,
-            leaves,
-            entries: entries(&bytes),
-        };
-        self.sync.session(node).exchanges_open += 1;
-        self.push(node, Lane::Bulk, call, &op)
-    }
-
     fn end_session(&mut self, node: NodeIx) {
         let now = self.steady.now();
         let interval = self.config.sync_interval_ms;
@@ -516,9 +473,7 @@ impl Coordinator {
         let missing = self.sync.missing_count > 0;
         let session = self.sync.session(node);
         session.active = false;
-        session.to_compare.clear();
-        session.differing.clear();
-        (session.compares_open, session.exchanges_open) = (0, 0);
+        session.stop();
         let (failed, moved, took) = (session.failed, session.moved, now.since(session.started));
         session.backoff = match moved {
             0 if !failed && !session.hurried => (session.backoff * 2).min(BACKOFF_MAX),
@@ -531,16 +486,19 @@ impl Coordinator {
         });
         if failed {
             self.sync.counters.failed += 1;
+            self.sync.last_failed = Some(node);
         } else {
+            if self.sync.last_failed == Some(node) {
+                self.sync.last_failed = None;
+            }
             self.sync.counters.syncs += 1;
             self.sync.counters.clean += u64::from(moved == 0);
             self.sync.counters.last_ms = took;
         }
     }
 
-    /// A co-owner has all that this node has of a partition, and the other way round.
+    /// This node has all that an owner has of a partition.
     fn in_step(&mut self, partition: PartitionId, node: NodeIx, holding: bool) {
-        self.sync.retired.in_step(partition, node, holding);
         let counts = self.sync.session(node).counts || planted(Mutation::CountEarlyCopies);
         let Some(missing) = &mut self.sync.missing[partition.index()] else {
             return;
@@ -569,87 +527,6 @@ impl Coordinator {
         if holders.count() >= needed || view.copying() && all() {
             self.sync.hold(partition);
         }
-    }
-
-    /// Sends the items that a node asked for; returns how many.
-    fn push_wanted(
-        &mut self,
-        node: NodeIx,
-        partition: PartitionId,
-        leaves: u64,
-        wanted: BTreeSet<KeyHash>,
-        now: UnixMs,
-    ) -> u64 {
-        if wanted.is_empty() {
-            return 0;
-        }
-        let mut writes = Vec::new();
-        self.for_each_entry(partition, leaves, now, |key, entry, resident| {
-            if wanted.contains(&entry.hash) {
-                writes.push((key.to_vec(), entry, resident));
-            }
-        });
-        let mut pushed = 0;
-        for (key, entry, resident) in writes {
-            let peeked = self.local.shard().peek(entry.hash, &key, now);
-            let value = peeked.map(|item| item.value.bytes().to_vec());
-            if value.is_none() && !resident.tombstone {
-                continue;
-            }
-            let write = WriteOp {
-                key: &key,
-                version: entry.version,
-                origin: entry.origin,
-                value: value.as_deref(),
-                expires_at: resident.expires_at,
-            };
-            pushed += u64::from(self.push(node, Lane::Bulk, Call::Repair, &PeerOp::Apply(write)));
-        }
-        pushed
-    }
-
-    /// The digests of a partition's leaves, without what has expired, and how many keys
-    /// were looked through.
-    pub(super) fn leaf_digests(
-        &self,
-        partition: PartitionId,
-        now: UnixMs,
-    ) -> ([Digest; LEAVES], usize) {
-        let mut leaves = [Digest::default(); LEAVES];
-        let keys = self.for_each_entry(partition, u64::MAX, now, |_, entry, resident| {
-            let leaf = &mut leaves[leaf_of(entry.hash)];
-            let one = Digest::of(entry.hash, entry.version, entry.origin, resident.tombstone);
-            *leaf = leaf.with(one);
-        });
-        (leaves, keys)
-    }
-
-    /// Visits what is known of some leaves of a partition, without what has expired.
-    /// Returns how many keys were looked through.
-    pub(super) fn for_each_entry(
-        &self,
-        partition: PartitionId,
-        leaves: u64,
-        now: UnixMs,
-        mut visit: impl FnMut(&[u8], Entry, Resident),
-    ) -> usize {
-        let mut keys = 0;
-        self.local
-            .shard()
-            .scan_residents(partition, |key, resident| {
-                keys += 1;
-                let hash = KeyHash::of(key);
-                let expired = resident.expires_at.is_some_and(|at| at <= now);
-                if !expired && leaves & 1 << leaf_of(hash) != 0 {
-                    let entry = Entry {
-                        hash,
-                        version: resident.version,
-                        origin: resident.origin,
-                    };
-                    visit(key, entry, resident);
-                }
-            });
-        keys
     }
 }
 

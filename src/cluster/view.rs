@@ -119,7 +119,7 @@ impl Views {
     }
 
     /// Works out who owns what by a roster.
-    pub(super) fn share(&mut self, roster: &Roster, placements: &mut Placements) -> Shares {
+    fn share(&mut self, roster: &Roster, placements: &mut Placements) -> Shares {
         let ids: Vec<&str> = roster.members().iter().map(|id| &**id).collect();
         let members = roster.members().iter();
         let numbers: Vec<NodeIx> = members
@@ -268,17 +268,45 @@ impl View {
             holding: true,
             draining: false,
         };
-        let mut views = Views::new(replication, virtual_nodes);
-        let me = views.number(&node.id).unwrap_or_default();
-        let roster = Roster::of([Arc::clone(&node.id)]);
-        let reading = views.share(&roster, &mut Placements::default());
-        Self::new(Parts::settled(
-            me,
-            vec![(me, node)],
+        Self::settled(
+            NodeIx(0),
+            vec![(NodeIx(0), node)],
             replication,
             virtual_nodes,
-            reading,
-        ))
+        )
+    }
+
+    /// A cluster in which no change of owners is under way; all nodes share the partitions.
+    pub fn settled(
+        me: NodeIx,
+        nodes: Vec<(NodeIx, Node)>,
+        replication: usize,
+        virtual_nodes: u32,
+    ) -> Self {
+        let roster = Roster::of(nodes.iter().map(|(_, node)| Arc::clone(&node.id)));
+        let number = |id: &Arc<str>| {
+            let node = nodes.iter().find(|(_, node)| node.id == *id);
+            node.map(|(ix, _)| *ix).unwrap_or_default()
+        };
+        let numbers: Vec<NodeIx> = roster.members().iter().map(number).collect();
+        let ids: Vec<&str> = roster.members().iter().map(|id| &**id).collect();
+        let table = Table::new(&ids, virtual_nodes, replication);
+        Self::new(Parts {
+            version: 1,
+            me,
+            nodes,
+            replication,
+            virtual_nodes,
+            joined: true,
+            epoch: 1,
+            stage: Stage::Settled,
+            reading: Shares::new(&roster, &table, &numbers),
+            also: None,
+            copying: false,
+            fenced: false,
+            placed: true,
+            leavers_agreed: true,
+        })
     }
 
     /// Grows with every view of one process.
@@ -453,33 +481,5 @@ impl View {
             .points()
             .map(|(point, member)| (point, ids[member]))
             .collect()
-    }
-}
-
-impl Parts {
-    /// A cluster in which no change of owners is under way.
-    pub(super) fn settled(
-        me: NodeIx,
-        nodes: Vec<(NodeIx, Node)>,
-        replication: usize,
-        virtual_nodes: u32,
-        reading: Shares,
-    ) -> Self {
-        Self {
-            version: 0,
-            me,
-            nodes,
-            replication,
-            virtual_nodes,
-            joined: true,
-            epoch: 1,
-            stage: Stage::Settled,
-            reading,
-            also: None,
-            copying: false,
-            fenced: false,
-            placed: true,
-            leavers_agreed: true,
-        }
     }
 }

@@ -406,6 +406,7 @@ fn cluster_config(settings: &Settings, core: CoreId, cores: CoreCount) -> Config
         sync_interval_ms: ms(settings.sync_interval),
         sync_interval_ms_max: ms(settings.tombstone_ttl) / 2,
         patience_ms: ms(settings.peer_timeout),
+        transfer_rate: settings.transfer_rate.0.div_ceil(cores.get() as u64),
         drop_grace_ms: ms(settings.drop_grace),
         bootstrap_timeout_ms: ms(settings.bootstrap_timeout),
     }

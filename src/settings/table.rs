@@ -279,6 +279,12 @@ pub const TABLE: &[Setting] = &[
         "how long a dead member keeps its partitions",
     ),
     setting(
+        "HYPERCACHE_TRANSFER_RATE",
+        "256MiB",
+        "bytes such as 256MiB, at most 1TiB; 0 for no bound",
+        "items this node hands over and takes over in a second",
+    ),
+    setting(
         "HYPERCACHE_DROP_GRACE",
         "30s",
         INTERVAL,

@@ -16,6 +16,7 @@
 //! are written once, in [`ItemBox::new`], and no method changes them.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::fmt;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -72,6 +73,55 @@ pub struct Resident {
     pub tombstone: bool,
     /// When it expires, if ever; possibly past.
     pub expires_at: Option<UnixMs>,
+}
+
+/// An item as it is stored, visible or not. What is not asked for is not read.
+#[derive(Clone, Copy)]
+pub struct StoredItem<'a>(&'a ItemBox);
+
+impl<'a> StoredItem<'a> {
+    pub(super) fn new(item: &'a ItemBox) -> Self {
+        Self(item)
+    }
+
+    /// The key.
+    #[inline]
+    pub fn key(self) -> &'a [u8] {
+        self.0.key()
+    }
+
+    /// The top 48 bits of the key's hash; the low 16, which are not kept, are 0.
+    #[inline]
+    pub fn kept_hash(self) -> KeyHash {
+        self.0.hash()
+    }
+
+    /// What last writer wins compares with.
+    #[inline]
+    pub fn resident(self) -> Resident {
+        self.0.resident()
+    }
+
+    /// The value, expired or not; nothing for a tombstone.
+    #[inline]
+    pub fn value(self) -> Option<ValueView<'a>> {
+        (!self.0.is_tombstone()).then(|| self.0.value())
+    }
+
+    /// What it contributes to the digest of its partition.
+    #[inline]
+    pub fn digest(self) -> Digest {
+        self.0.digest()
+    }
+}
+
+impl fmt::Debug for StoredItem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredItem")
+            .field("key", &self.key())
+            .field("resident", &self.resident())
+            .finish_non_exhaustive()
+    }
 }
 
 /// The place of an item in the slab. Ids are below [`ItemId::LIMIT`].
@@ -355,6 +405,12 @@ impl ItemBox {
         // or the comparison of the keys fails.
         self.header().hash_and_key_len == (hash.0 & HASH_MASK) | (key.len() as u64 & !HASH_MASK)
             && self.key() == key
+    }
+
+    /// Whether its key has this hash, as far as that is kept.
+    #[inline]
+    pub(super) fn has(&self, hash: KeyHash) -> bool {
+        self.hash().0 == hash.0 & HASH_MASK
     }
 
     #[inline]

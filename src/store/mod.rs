@@ -41,6 +41,6 @@ mod write;
 
 pub use digest::Digest;
 pub use eviction::{EvictionPolicy, UnknownEvictionPolicy};
-pub use item::{ItemView, Resident, ValueView};
+pub use item::{ItemView, Resident, StoredItem, ValueView};
 pub use shard::{Shard, ShardConfig, ShardStats, ShardTooSmall};
 pub use write::{Applied, Content, KEY_BYTES_MAX, SHARED_VALUE_BYTES, TooLarge, ValueIn, Write};

@@ -83,17 +83,22 @@ impl Partitions {
         }
     }
 
+    /// The items of this core whose keys have this hash, as far as hashes are kept.
+    pub(super) fn with_hash(&self, slab: &Slab, hash: KeyHash) -> impl Iterator<Item = ItemId> {
+        let table = self.owns(hash.partition()).then(|| self.table_of(hash));
+        table
+            .into_iter()
+            .flat_map(move |at| self.tables[at].with_hash(slab, hash))
+    }
+
     /// Every item of one partition, in no particular order.
     pub(super) fn ids(&self, partition: PartitionId) -> impl Iterator<Item = ItemId> {
-        let first = self.place_of(partition) << self.table_bits;
-        let count = if self.owns(partition) {
-            1 << self.table_bits
-        } else {
-            0
-        };
-        self.tables[first..first + count]
-            .iter()
-            .flat_map(Table::ids)
+        self.tables_of(partition).iter().flat_map(Table::ids)
+    }
+
+    /// How many items one partition holds.
+    pub(super) fn len(&self, partition: PartitionId) -> usize {
+        self.tables_of(partition).iter().map(Table::len).sum()
     }
 
     /// What tables and digests take.
@@ -106,6 +111,15 @@ impl Partitions {
     pub(super) fn bytes_fixed(&self) -> usize {
         malloc_charge(self.tables.len() * size_of::<Table>())
             + malloc_charge(self.digests.len() * size_of::<Digest>())
+    }
+
+    /// The tables of one partition; none if another core owns it.
+    fn tables_of(&self, partition: PartitionId) -> &[Table] {
+        if !self.owns(partition) {
+            return &[];
+        }
+        let first = self.place_of(partition) << self.table_bits;
+        &self.tables[first..first + (1 << self.table_bits)]
     }
 
     fn change_table(&mut self, at: usize, change: impl FnOnce(&mut Table)) {

@@ -33,7 +33,7 @@ use std::mem::size_of;
 use super::digest::Digest;
 use super::eviction::{EvictionPolicy, Evictor, Policy};
 use super::expiry::{Step, Wheel};
-use super::item::{ItemBox, ItemId, ItemView, Resident};
+use super::item::{ItemBox, ItemId, ItemView, Resident, StoredItem};
 use super::list::List;
 use super::partition::Partitions;
 use super::slab::{CHUNK_SLOTS, Slab};
@@ -311,11 +311,6 @@ impl Shard {
         ids.len()
     }
 
-    /// Whether nothing is known of a partition: no value, no tombstone.
-    pub fn lacks(&self, partition: PartitionId) -> bool {
-        self.partitions.ids(partition).next().is_none()
-    }
-
     /// The digest of one partition; that of nothing if another core owns it.
     pub fn digest(&self, partition: PartitionId) -> Digest {
         self.partitions.digest(partition)
@@ -333,11 +328,22 @@ impl Shard {
 
     /// Visits all that is known of one partition, tombstones and expired items too: what
     /// its digest is the sum of.
-    pub fn scan_residents(&self, partition: PartitionId, mut visit: impl FnMut(&[u8], Resident)) {
+    pub fn scan_stored(&self, partition: PartitionId, mut visit: impl FnMut(StoredItem<'_>)) {
         for id in self.partitions.ids(partition) {
-            let item = &self.slab[id];
-            visit(item.key(), item.resident());
+            visit(StoredItem::new(&self.slab[id]));
         }
+    }
+
+    /// How many items [`Shard::scan_stored`] visits.
+    pub fn stored_len(&self, partition: PartitionId) -> usize {
+        self.partitions.len(partition)
+    }
+
+    /// Finds items by the hash of their keys, tombstones and expired items too. There may
+    /// be others among them, whose keys have the same hash but for its low 16 bits.
+    pub fn stored_with_hash(&self, hash: KeyHash) -> impl Iterator<Item = StoredItem<'_>> {
+        let ids = self.partitions.with_hash(&self.slab, hash);
+        ids.map(|id| StoredItem::new(&self.slab[id]))
     }
 
     /// How many values it holds, expired ones included until they are reaped.

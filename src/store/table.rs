@@ -35,6 +35,12 @@ impl Table {
             .map(ItemId)
     }
 
+    /// The items whose keys have this hash, as far as hashes are kept.
+    pub(super) fn with_hash(&self, slab: &Slab, hash: KeyHash) -> impl Iterator<Item = ItemId> {
+        let ids = self.ids.iter_hash(spread(hash)).copied().map(ItemId);
+        ids.filter(move |&id| slab[id].has(hash))
+    }
+
     /// Adds an item whose key is not here yet.
     pub(super) fn insert(&mut self, slab: &Slab, id: ItemId) {
         let hasher = |&id: &u32| spread(slab[ItemId(id)].hash());
@@ -59,6 +65,12 @@ impl Table {
     /// Every item, in no particular order.
     pub(super) fn ids(&self) -> impl Iterator<Item = ItemId> {
         self.ids.iter().copied().map(ItemId)
+    }
+
+    /// How many items it holds.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
     }
 
     /// What the table takes beyond its own struct.

@@ -155,6 +155,7 @@ pub const FIELDS: &[Field] = &[
     ("RosterRetries", |c| c.coordinator.roster_retries),
     ("FencedRequests", |c| c.coordinator.fenced),
     ("SyncKeysLeft", |c| c.sync.keys_left),
+    ("SyncKeysScanned", |c| c.sync.keys_scanned),
     ("BootstrapTimeouts", |c| c.sync.bootstrap_timeouts),
     ("PeerFramesSent", |c| c.frames_sent),
     ("PeerBytesSent", |c| c.coordinator.peer_bytes_sent),

@@ -271,6 +271,7 @@ impl World {
                     sync_interval_ms: self.settings.sync_interval_ms,
                     sync_interval_ms_max: NEVER_MS,
                     patience_ms: PEER_TIMEOUT_MS,
+                    transfer_rate: 0,
                     drop_grace_ms: 500,
                     bootstrap_timeout_ms: NEVER_MS,
                 };

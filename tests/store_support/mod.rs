@@ -76,10 +76,13 @@ pub fn read<'a>(shard: &'a Shard, key: &[u8]) -> Option<&'a [u8]> {
 /// The digest of a partition from what a scan shows.
 pub fn digest_by_scan(shard: &Shard, partition: PartitionId) -> Digest {
     let mut digest = Digest::default();
-    shard.scan_residents(partition, |key, item| {
-        let hash = KeyHash::of(key);
+    shard.scan_stored(partition, |item| {
+        let hash = KeyHash::of(item.key());
         assert_eq!(hash.partition(), partition);
-        digest = digest.with(Digest::of(hash, item.version, item.origin, item.tombstone));
+        let known = item.resident();
+        let one = Digest::of(hash, known.version, known.origin, known.tombstone);
+        assert_eq!(item.digest(), one);
+        digest = digest.with(one);
     });
     digest
 }

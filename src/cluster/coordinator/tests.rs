@@ -3,10 +3,10 @@ use std::sync::Arc;
 use super::*;
 use crate::clock::Origin;
 use crate::cluster::membership::State;
-use crate::cluster::membership::{Roster, RosterId, Terms};
+use crate::cluster::membership::{RosterId, Terms};
 use crate::cluster::message::{FORMAT, Frames, Held, HeldBody, WriteOp};
 use crate::cluster::replica::REPLY_BYTES_MAX;
-use crate::cluster::view::{Node, Parts, Placements, Views};
+use crate::cluster::view::Node;
 use crate::operations::{Exchange, Ticket};
 use crate::store::{EvictionPolicy, Shard, ShardConfig, ValueIn};
 
@@ -14,11 +14,18 @@ const NOW: UnixMs = UnixMs(1_800_000_000_000);
 const SKEW_MS: u64 = 10_000;
 const PATIENCE_MS: u64 = 1_000;
 
+mod sessions;
+
 fn coordinator(id: &str, view: &Arc<View>) -> Coordinator {
+    coordinator_of_size(id, view, 0)
+}
+
+/// One that holds so many items at most; 0 for any number.
+fn coordinator_of_size(id: &str, view: &Arc<View>, items_max: usize) -> Coordinator {
     let shard = Shard::new(ShardConfig {
         cores: CoreCount::ONE,
         core: CoreId::new(0),
-        items_max: 0,
+        items_max,
         bytes_max: 64 << 20,
         value_bytes_max: 2 << 20,
         tombstones_max: 100,
@@ -39,6 +46,7 @@ fn coordinator(id: &str, view: &Arc<View>) -> Coordinator {
         sync_interval_ms: 10_000,
         sync_interval_ms_max: 10_000,
         patience_ms: PATIENCE_MS,
+        transfer_rate: 0,
         drop_grace_ms: 1_000,
         bootstrap_timeout_ms: 30_000,
     };
@@ -68,15 +76,13 @@ fn view_of(me: u16, count: u16, replication: u16) -> Arc<View> {
         };
         (NodeIx(index), node)
     };
-    let nodes: Vec<_> = (0..count).map(node).collect();
-    let mut views = Views::new(usize::from(replication), 8);
-    let roster = Roster::of(nodes.iter().map(|(_, node)| Arc::clone(&node.id)));
-    let reading = views.share(&roster, &mut Placements::default());
-    let parts = Parts::settled(NodeIx(me), nodes, usize::from(replication), 8, reading);
-    Arc::new(View::new(Parts {
-        version: 1,
-        ..parts
-    }))
+    let nodes = (0..count).map(node).collect();
+    Arc::new(View::settled(
+        NodeIx(me),
+        nodes,
+        usize::from(replication),
+        8,
+    ))
 }
 
 /// Starts one operation, which has to wait for other nodes.
