@@ -28,8 +28,8 @@ pub enum Mutation {
     CountEmptyCoOwners,
     /// Former owners are dropped from writes as soon as the members change.
     SkipJointStage,
-    /// What is copied before all write to the new owners counts.
-    CountEarlyCopies,
+    /// A node leaves although not all know of those that leave as well.
+    LeaveUnannounced,
     /// A node that was cut off for long goes on as if it had not been.
     IgnoreFence,
 }
@@ -37,7 +37,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that the simulation finds by chance. The others need circumstances so rare
     /// that a scenario makes them.
-    pub const BY_CHANCE: [Self; 11] = [
+    pub const BY_CHANCE: [Self; 10] = [
         Self::SkipHints,
         Self::KeepFirstHint,
         Self::AckBeforeApply,
@@ -48,7 +48,6 @@ impl Mutation {
         Self::AcceptStaleWrites,
         Self::RestampHints,
         Self::SkipJointStage,
-        Self::CountEarlyCopies,
     ];
 }
 

@@ -499,7 +499,7 @@ impl Coordinator {
 
     /// This node has all that an owner has of a partition.
     fn in_step(&mut self, partition: PartitionId, node: NodeIx, holding: bool) {
-        let counts = self.sync.session(node).counts || planted(Mutation::CountEarlyCopies);
+        let counts = self.sync.session(node).counts;
         let Some(missing) = &mut self.sync.missing[partition.index()] else {
             return;
         };

@@ -302,6 +302,7 @@ impl Membership {
     pub fn leavers_agreed(&self) -> bool {
         let leavers = self.leavers();
         self.all_that_serve(|member| member.leavers == leavers)
+            || planted(Mutation::LeaveUnannounced)
     }
 
     /// Stands for the set of those that are known to be going to leave.
@@ -494,8 +495,7 @@ impl Membership {
             standing.epoch = epoch;
             standing.target = self.placing.target.id;
             standing.stage = stage;
-            let counts = copying || stage != Stage::Joint || planted(Mutation::CountEarlyCopies);
-            standing.holding = followed.1 && counts;
+            standing.holding = followed.1 && (copying || stage != Stage::Joint);
         }
         if standing == said && said.serves() || !said.serves() && followed.0 < version {
             return;
