@@ -473,6 +473,7 @@ impl Coordinator {
         let missing = self.sync.missing_count > 0;
         let session = self.sync.session(node);
         session.active = false;
+        let (started, compared) = (session.started, session.compared);
         session.stop();
         let (failed, moved, took) = (session.failed, session.moved, now.since(session.started));
         session.backoff = match moved {
@@ -494,6 +495,8 @@ impl Coordinator {
             self.sync.counters.syncs += 1;
             self.sync.counters.clean += u64::from(moved == 0);
             self.sync.counters.last_ms = took;
+            self.sync.counters.last_compare_ms = compared.since(started);
+            self.sync.counters.last_exchange_ms = now.since(compared);
         }
     }
 

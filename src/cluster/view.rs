@@ -376,6 +376,17 @@ impl View {
         }
     }
 
+    /// The ids of all that share the partitions this node reads.
+    pub fn roster(&self) -> impl Iterator<Item = &str> {
+        self.parts.reading.roster.members().iter().map(|id| &**id)
+    }
+
+    /// The same of those it writes to besides.
+    pub fn roster_also(&self) -> impl Iterator<Item = &str> {
+        let also = self.parts.also.iter();
+        also.flat_map(|also| also.roster.members()).map(|id| &**id)
+    }
+
     /// How far this node is from one roster to the next.
     #[inline]
     pub fn stage(&self) -> Stage {

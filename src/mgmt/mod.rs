@@ -28,7 +28,7 @@ use crate::operations::Exchange;
 use crate::runtime::{self, Deadlines, Listener, Timeouts};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::prometheus::Exposition;
-use cluster::{DistMetrics, Heartbeat, Members, Ring};
+use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
 
 /// How many management connections may be open.
 const CONNECTIONS_MAX: usize = 256;
@@ -56,6 +56,7 @@ pub struct Management {
 
 struct Serving {
     management: Management,
+    pace: Cell<Pace>,
     date: Cell<HttpDate>,
 }
 
@@ -71,6 +72,7 @@ impl Management {
     pub async fn run(self, listener: Listener, limits: Limits, timeouts: Timeouts) {
         let serving = Rc::new(Serving {
             management: self,
+            pace: Cell::default(),
             date: Cell::new(HttpDate::at(unix_seconds())),
         });
         let deadlines = Deadlines::new(timeouts);
@@ -103,6 +105,10 @@ async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
     loop {
         runtime::sleep(TICK).await;
         serving.date.set(HttpDate::at(unix_seconds()));
+        let missing = |core: &ClusterCounts| core.partitions_missing;
+        let mut pace = serving.pace.get();
+        pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
+        serving.pace.set(pace);
         deadlines.sweep(started.elapsed().as_millis() as u64);
     }
 }
@@ -115,6 +121,7 @@ const PATHS: &[&[u8]] = &[
     b"/cluster/ring",
     b"/cluster/heartbeat",
     b"/cluster/events",
+    b"/cluster/rebalance",
     b"/dist/metrics",
     b"/dist/owners",
 ];
@@ -254,6 +261,11 @@ impl Service for Serving {
             b"/cluster/heartbeat" => {
                 let heartbeat = Heartbeat::of(&control.counters(), &self.counts());
                 writer.json(Status::Ok, &heartbeat);
+            }
+            b"/cluster/rebalance" => {
+                let draining = self.management.draining.load(Ordering::Relaxed);
+                let rebalance = Rebalance::of(&view, &self.counts(), &self.pace.get(), draining);
+                writer.json(Status::Ok, &rebalance);
             }
             b"/dist/metrics" => {
                 let metrics = DistMetrics {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::core::{Dial, Event, Message, wall_time};
 use super::readiness::Readiness;
 use crate::cluster::View;
-use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip};
+use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip, Stage};
 use crate::cluster::rng::Rng;
 use crate::cluster::view::{Placements, Views};
 use crate::peer::MEMBERSHIP_PATH;
@@ -323,18 +323,7 @@ impl Control {
         self.contacts
             .borrow_mut()
             .retain(|address| is_member(&new, address));
-        for (ix, node) in new.nodes() {
-            let before = old.node(ix).map(|node| node.state);
-            if before != Some(node.state) {
-                tracing::info!(
-                    member = %node.id,
-                    state = node.state.name(),
-                    incarnation = node.incarnation,
-                    address = %node.peer_address,
-                    "member"
-                );
-            }
-        }
+        log_changes(&old, &new);
         *self.untold.borrow_mut() = (0..self.mailboxes.len()).collect();
         self.changes.set(self.changes.get() + 1);
         for watcher in &*self.watchers.borrow() {
@@ -374,6 +363,39 @@ impl Control {
                 }
             }
         });
+    }
+}
+
+/// Tells the log what an operator wants to know of a change.
+fn log_changes(old: &View, new: &View) {
+    for (ix, node) in new.nodes() {
+        let before = old.node(ix).map(|node| node.state);
+        if before != Some(node.state) {
+            tracing::info!(
+                member = %node.id,
+                state = node.state.name(),
+                incarnation = node.incarnation,
+                address = %node.peer_address,
+                "member"
+            );
+        }
+    }
+    let (was, is) = (old.stage(), new.stage());
+    let names = |ids: &mut dyn Iterator<Item = &str>| ids.collect::<Vec<_>>().join(",");
+    if is == Stage::Joint && was != Stage::Joint {
+        let (from, to) = (names(&mut new.roster()), names(&mut new.roster_also()));
+        tracing::info!(epoch = new.epoch(), from, to, "owners begin to change");
+    }
+    if is == Stage::Settled && (new.epoch() != old.epoch() || was != Stage::Settled) {
+        let owners = names(&mut new.roster());
+        tracing::info!(epoch = new.epoch(), owners, "owners are settled");
+    }
+    match (old.fenced(), new.fenced()) {
+        (false, true) => tracing::error!(
+            "cut off from most of the cluster for half of the grace: no quorums are served"
+        ),
+        (true, false) => tracing::info!("back in touch: quorums are served again"),
+        _ => {}
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cluster::NodeIx;
 use crate::cluster::coordinator::{Coordinator, Counters};
 use crate::cluster::hints::HintCounters;
 use crate::cluster::sync::SyncCounters;
@@ -19,6 +20,8 @@ pub struct ClusterCounts {
     pub hints_kept: u64,
     /// Repair.
     pub sync: SyncCounters,
+    /// With which node the last comparison failed, if none has ended well with it since.
+    pub sync_failed_with: Option<NodeIx>,
     /// How far the interval between comparisons is stretched.
     pub sync_backoff: u64,
     /// Partitions whose data is not there yet.
@@ -51,6 +54,7 @@ impl ClusterCounts {
             hint_bytes: cluster.hints().bytes() as u64,
             hints_kept: cluster.hints().len() as u64,
             sync: *cluster.sync().counters(),
+            sync_failed_with: cluster.sync().last_failed(),
             sync_backoff: cluster.sync().backoff(),
             partitions_missing: cluster.sync().missing() as u64,
             unsent: cluster.unsent() as u64,
@@ -110,6 +114,7 @@ pub const FIELDS: &[Field] = &[
     ("HintedDropped", |c| c.hints.dropped),
     ("HintedGlobalDropped", |c| c.hints.global_dropped),
     ("HintedBytes", |c| c.hint_bytes),
+    // A new owner copies; no hints are kept for it apart.
     ("MigrationHintQueued", |_| 0),
     ("MigrationHintReplayed", |_| 0),
     ("MigrationHintExpired", |_| 0),
@@ -117,9 +122,10 @@ pub const FIELDS: &[Field] = &[
     ("MigrationHintLastAgeNanos", |_| 0),
     ("MerkleSyncs", |c| c.sync.syncs),
     ("MerkleKeysPulled", |c| c.sync.keys_pulled),
+    // Digests are always current: nothing is built.
     ("MerkleBuildNanos", |_| 0),
-    ("MerkleDiffNanos", |_| 0),
-    ("MerkleFetchNanos", |_| 0),
+    ("MerkleDiffNanos", |c| c.sync.last_compare_ms * 1_000_000),
+    ("MerkleFetchNanos", |c| c.sync.last_exchange_ms * 1_000_000),
     ("AutoSyncLoops", |c| c.sync.syncs + c.sync.failed),
     ("LastAutoSyncNanos", |c| c.sync.last_ms * 1_000_000),
     ("AutoSyncCleanTicks", |c| c.sync.clean),
@@ -137,19 +143,21 @@ pub const FIELDS: &[Field] = &[
         c.coordinator.write_forward_promotion
     }),
     ("WriteApplyRefused", |c| c.coordinator.write_apply_refused),
-    ("RebalancedKeys", |_| 0),
-    ("RebalanceBatches", |_| 0),
-    ("RebalanceThrottle", |_| 0),
-    ("RebalanceLastNanos", |_| 0),
-    ("RebalancedReplicaDiff", |_| 0),
+    ("RebalancedKeys", |c| c.sync.keys_copied),
+    ("RebalanceBatches", |c| c.sync.copies),
+    ("RebalanceThrottle", |c| c.sync.throttled),
+    ("RebalanceLastNanos", |c| c.sync.last_copy_ms * 1_000_000),
+    ("RebalancedReplicaDiff", |c| c.sync.keys_handed_over),
+    // One bound serves all transfers.
     ("RebalanceReplicaDiffThrottle", |_| 0),
-    ("RebalancedPrimary", |_| 0),
+    ("RebalancedPrimary", |c| c.sync.keys_copied_as_primary),
     // Ours, beyond the reference.
     ("WriteRestamps", |c| c.coordinator.write_restamps),
     ("ReadQuorumFailures", |c| c.coordinator.read_quorum_failures),
     ("ClockSkewRefused", |c| c.coordinator.clock_skew_refused),
     ("HintsKept", |c| c.hints_kept),
     ("PartitionsMissing", |c| c.partitions_missing),
+    ("RebalancedBytes", |c| c.sync.bytes_copied),
     ("PartitionsRetired", |c| c.partitions_retired),
     ("PartitionsDropped", |c| c.partitions_dropped),
     ("RosterRetries", |c| c.coordinator.roster_retries),
