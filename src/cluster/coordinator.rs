@@ -181,6 +181,7 @@ impl Link {
 /// The owners that a write goes to, copied out of the view, and whose word it takes.
 #[derive(Clone, Copy, Debug)]
 struct Takers {
+    /// Those that reads ask come first.
     list: [NodeIx; 2 * OWNERS_MAX],
     len: usize,
     /// Those that reads ask, as bits.
@@ -230,6 +231,11 @@ impl Takers {
 
     fn as_slice(&self) -> &[NodeIx] {
         &self.list[..self.len]
+    }
+
+    /// Those that reads ask, the primary first.
+    fn readers(&self) -> &[NodeIx] {
+        &self.list[..self.reading.count_ones() as usize]
     }
 
     /// Whether it is enough that these stored a write, of which the second hold the partition.

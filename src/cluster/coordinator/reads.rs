@@ -2,7 +2,7 @@
 //! or compared among as many owners as the consistency level asks for. See the parent
 //! module.
 
-use super::{Call, Coordinator, Pending, Work, found};
+use super::{Call, Coordinator, Pending, Takers, Work, found};
 use crate::clock::{Origin, SteadyMs, UnixMs, Version};
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
@@ -145,15 +145,17 @@ impl Coordinator {
         work: &mut ForwardWork,
         call: Call,
     ) -> bool {
-        let view = std::sync::Arc::clone(&self.view);
-        let me = view.me();
+        let owners = Takers::of(&self.view, partition);
+        let me = self.view.me();
         let alive = |view: &View, owner: NodeIx| {
             view.node(owner)
                 .is_some_and(|node| node.state == State::Alive && !node.draining)
         };
         for suspects in [false, true] {
-            for (position, &owner) in view.owners(partition).iter().enumerate() {
-                if owner == me || work.tried & 1 << position != 0 || alive(&view, owner) == suspects
+            for (position, &owner) in owners.readers().iter().enumerate() {
+                if owner == me
+                    || work.tried & 1 << position != 0
+                    || alive(&self.view, owner) == suspects
                 {
                     continue;
                 }
@@ -251,8 +253,8 @@ impl Coordinator {
         patience: SteadyMs,
     ) -> CollectWork {
         let partition = operation.hash.partition();
-        let view = std::sync::Arc::clone(&self.view);
-        let (owners, me) = (view.owners(partition), view.me());
+        let takers = Takers::of(&self.view, partition);
+        let (owners, me) = (takers.readers(), self.view.me());
         let mut work = CollectWork {
             needed: operation.consistency.needed(owners.len()),
             got: 0,
