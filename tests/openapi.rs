@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use hypercache::api::OPENAPI_YAML;
 use hypercache::api::router::ENDPOINTS;
-use node::{Answer, Node};
+use node::{Answer, Client, Node};
 use serde_json::{Value, json};
 
 fn document() -> Value {
@@ -172,6 +172,29 @@ fn real_answers_are_as_documented() {
     let served = client.get("/v1/openapi.yaml");
     checker.check("openapi", &served);
     assert_eq!(served.text(), OPENAPI_YAML);
+
+    // A node that waits for its cluster, and one that is going to leave.
+    let joining = Node::start(&[
+        ("HYPERCACHE_SEEDS", "a@127.0.0.1:1,b@127.0.0.1:2"),
+        ("HYPERCACHE_JOIN_TIMEOUT", "24h"),
+    ]);
+    let mut client = joining.connect();
+    checker.check("getKey", &client.get("/v1/cache/k"));
+    checker.check("headKey", &client.request("HEAD", "/v1/cache/k", "", b""));
+    checker.check("putKey", &client.put("/v1/cache/k", b"v"));
+    checker.check(
+        "deleteKey",
+        &client.request("DELETE", "/v1/cache/k", "", b""),
+    );
+    checker.check("listKeys", &client.get("/v1/cache/keys"));
+    let peers = node.serving["peer"].as_str().unwrap();
+    Client::connect(peers).post("/dist/drain", "");
+    let drained = |target, body| node.connect().post(target, body);
+    checker.check("batchPut", &drained("/v1/cache/batch/put", items));
+    checker.check(
+        "batchDelete",
+        &drained("/v1/cache/batch/delete", r#"{"keys":["a"]}"#),
+    );
 
     assert!(
         checker.unseen.is_empty(),
