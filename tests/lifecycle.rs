@@ -19,22 +19,31 @@ fn a_stop_finishes_what_is_in_flight_and_exits_clean() {
     let mut node = Node::start(&[]);
     let mut idle = node.connect();
     idle.get("/healthz");
+    node.connect().put("/v1/cache/k", b"v");
     let mut busy = node.connect();
-    busy.send("PUT /v1/cache/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst");
-    // Both are known to the node once a later request on another connection is answered.
+    busy.send("GET /v1/cache/k HTTP/1.1\r\nHost: x\r\n");
+    let mut writing = node.connect();
+    writing.send("PUT /v1/cache/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst");
+    // All are known to the node once a later request on another connection is answered.
     node.connect().get("/healthz");
 
     node.signal(libc::SIGTERM);
     idle.expect_closed();
     while TcpStream::connect(&node.api).is_ok() {}
     assert!(node.is_running(), "a request is still in flight");
-    busy.send("-last");
+    busy.send("\r\n");
     let answer = busy.answer();
     assert_eq!(
         (answer.status, answer.header("Connection")),
         (200, Some("close"))
     );
     busy.expect_closed();
+    // What would be gone with this node is not taken in any more.
+    writing.send("-last");
+    let answer = writing.answer();
+    answer.expect_error(503, "DRAINING");
+    assert_eq!(answer.header("Connection"), Some("close"));
+    writing.expect_closed();
     assert_eq!(node.wait().code(), Some(0));
 }
 
