@@ -118,6 +118,12 @@ impl Coordinator {
             self.counters.write_acks += 1;
             return Some(self.write_alone(operation, now));
         }
+        let in_reach = self.in_reach(&takers);
+        if !takers.suffice(operation.consistency, in_reach, in_reach) {
+            // It would be refused in the end: nobody is troubled with it.
+            self.counters.write_quorum_failures += 1;
+            return Some(takers.shortage(operation.consistency, 0, 0));
+        }
         let deletes = matches!(operation.action, Action::Delete);
         if takers.bit(self.view.me()) == 0 {
             let counter = match deletes {
@@ -155,6 +161,20 @@ impl Coordinator {
         }
         self.wait(place, Work::Write(work));
         None
+    }
+
+    /// Those that a write can be sent to.
+    fn in_reach(&self, takers: &Takers) -> u32 {
+        let owners = takers.as_slice().iter().enumerate();
+        owners.fold(0, |bits, (position, &owner)| {
+            let link = self.links.get(owner.index());
+            let is_up = link.is_some_and(|link| link.data.is_up());
+            let is_here = owner == self.view.me();
+            match is_here || is_up && self.view.reachable(owner) {
+                true => bits | 1 << position,
+                false => bits,
+            }
+        })
     }
 
     /// Applies a write here if this node takes it and sends it to the others that do, or
