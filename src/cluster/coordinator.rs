@@ -47,7 +47,7 @@ use std::sync::Arc;
 use super::Consistency;
 use super::hints::{HintLimits, Hints};
 use super::local::LocalStore;
-use super::membership::{Stage, State};
+use super::membership::State;
 use super::message::{self, Answer, PeerOp, Refusal};
 use super::outbox::{Frame, Outbox};
 use super::placement::OWNERS_MAX;
@@ -64,6 +64,9 @@ use writes::WriteWork;
 
 pub use reads::COLLECTED_BYTES_MAX;
 pub use writes::RESTAMPS_MAX;
+
+/// From one try to the next of operations that wait for owners to change rosters.
+const ROSTER_RETRY_MS: u64 = 50;
 
 /// The most that one call moves the time of timeouts on.
 const STEADY_STEP_MS_MAX: u64 = 1_000;
@@ -199,7 +202,7 @@ impl Takers {
             len: 0,
             reading: 0,
             also: 0,
-            joint: view.stage() == Stage::Joint,
+            joint: view.stage().reads_old(),
         };
         for &owner in view.owners(partition).iter().take(OWNERS_MAX) {
             takers.reading |= takers.add(owner);
@@ -311,6 +314,7 @@ pub struct Coordinator {
     collected_bytes: usize,
     pub(super) steady: SteadyClock,
     next_replay: SteadyMs,
+    next_retry: SteadyMs,
 }
 
 impl Coordinator {
@@ -335,6 +339,7 @@ impl Coordinator {
             collected_bytes: 0,
             steady: SteadyClock::new(now, STEADY_STEP_MS_MAX),
             next_replay: SteadyMs(0),
+            next_retry: SteadyMs(0),
         };
         coordinator.set_view(view, now);
         coordinator
@@ -397,14 +402,23 @@ impl Coordinator {
         self.pending.len() - self.pending_free.len()
     }
 
-    /// What other nodes that can be reached have yet to be sent by this core: hints, and
-    /// operations that clients wait for.
+    /// What other nodes that can be reached have yet to be sent by this core: hints,
+    /// operations that clients wait for, and, when this node drains, what it had as an owner.
     pub fn unsent(&self) -> usize {
         let nodes = self.view.nodes();
         let hints = nodes
             .filter(|(_, node)| node.state == State::Alive)
             .map(|(ix, _)| self.hints.len_for(ix));
-        self.waiting() + hints.sum::<usize>()
+        let me = self.view.node(self.view.me());
+        let offers = match me.is_some_and(|node| node.draining) {
+            true => {
+                let shard = self.local.shard();
+                let is_empty = |partition| shard.stored_len(partition) == 0;
+                self.sync.retired.unoffered(&self.view, is_empty)
+            }
+            false => 0,
+        };
+        self.waiting() + hints.sum::<usize>() + offers
     }
 
     /// Goes over to another view.
@@ -434,15 +448,16 @@ impl Coordinator {
                     self.links[index].lane(lane).retry_now(self.steady.now());
                     self.dirty.push((ix, lane));
                 }
-                // It may have missed anything while it was away.
+                // It may have missed anything while it was away, or lost what it had.
                 self.sync.hurry(ix);
+                self.sync.retired.forget(ix);
             }
             if !view.node(ix).is_some_and(|node| node.placed) {
                 self.hints.forget_node(ix);
             }
         }
         self.sync_view_changed(&old);
-        if view.terms() != old.terms() {
+        if view.rosters() != old.rosters() {
             self.restart_all(now);
         }
     }
@@ -457,14 +472,19 @@ impl Coordinator {
 
     fn restart(&mut self, slot: usize, now: UnixMs) {
         match self.pending[slot].1.as_ref().map(|pending| &pending.work) {
-            Some(Work::Write(_)) => self.send_write_again(slot, None, now),
+            Some(Work::Write(_)) => self.send_write_again(slot, now),
             Some(Work::Collect(_)) => self.collect_again(slot, now),
-            Some(Work::Forward(_)) | None => {}
+            Some(Work::Forward(_)) | None => return,
         }
+        self.counters.roster_retries += 1;
     }
 
     /// Tries again what owners refused.
     fn retry_refused(&mut self, now: UnixMs) {
+        if self.steady.now() < self.next_retry {
+            return;
+        }
+        self.next_retry = self.steady.now().later(ROSTER_RETRY_MS);
         for call in std::mem::take(&mut self.refused) {
             if let Call::Pending { slot, generation } = call
                 && self.pending[slot as usize].0 == generation
@@ -699,8 +719,7 @@ impl Coordinator {
             return Some(Outcome::Joining);
         }
         let partition = operation.hash.partition();
-        let fenced = self.view.fenced() && !planted(Mutation::IgnoreFence);
-        if fenced && operation.consistency != Consistency::One {
+        if self.view.fenced() && operation.consistency != Consistency::One {
             let needed = operation
                 .consistency
                 .needed(self.view.owners(partition).len());

@@ -27,9 +27,9 @@
 //!   (section 4.2), so all who have heard the same updates, in whatever order, agree.
 //! - Only a member raises its own incarnation. It begins with the start time of the
 //!   process, so a restart outranks whatever was said of the life before.
-//! - A member may own data in every state but Left. Only its own goodbye or a node that sees
-//!   a strict majority of its roster alive makes it Left: of two halves of a partition at
-//!   most one removes the other.
+//! - A member that is Left owns nothing by any roster to come. Only its own goodbye or a node
+//!   that sees a strict majority of its roster alive makes it Left: of two halves of a
+//!   partition at most one removes the other.
 //! - Equal calls with an equal seed give equal actions, byte for byte.
 //!
 //! **Founding.** A node knows its cluster, [`Membership::joined`], when one that knows it has
@@ -183,7 +183,7 @@ pub enum Action {
         /// The peer address of the receiver.
         to: Arc<str>,
         /// What to send.
-        message: Message,
+        message: Box<Message>,
     },
     /// Members or their states changed: publish a new view.
     Changed,
@@ -443,6 +443,7 @@ impl Membership {
         }
         if heard && matches!(kind, Kind::Gossip | Kind::GossipReply) {
             self.adopt(&message);
+            self.placing.stalled = false;
         }
         self.look_for_cluster();
         self.review(rng);
@@ -548,6 +549,8 @@ impl Membership {
     /// while the process was stopped nobody could be heard, and nobody is blamed for it. A
     /// clock that steps back stands still for one call.
     fn advance(&mut self, now_ms: u64) {
+        let stood_still_ms = now_ms.saturating_sub(self.clock.told().0);
+        self.placing.stalled |= stood_still_ms >= self.config.dead_grace_ms / 2;
         let passed = self.clock.advance(UnixMs(now_ms));
         self.now_ms = self.started_ms.saturating_add(passed.0);
     }

@@ -33,7 +33,7 @@ pub use comparison::{
 pub use split::{Place, Split, join, split};
 
 /// The first byte of every frame.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 
 /// A write on its way to an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

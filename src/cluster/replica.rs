@@ -226,7 +226,10 @@ impl Coordinator {
             .local
             .apply(hash, key, version, origin, write.content(), now);
         match applied {
-            Ok(Applied::Stored) => Answer::Stored { holding },
+            Ok(Applied::Stored) => {
+                self.sync.retired.touch(hash.partition());
+                Answer::Stored { holding }
+            }
             Ok(Applied::Stale) => match self.local.resident(hash, key) {
                 Some(known) if (known.version, known.origin) != (version, origin) => {
                     self.counters.version_conflicts += 1;

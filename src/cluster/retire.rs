@@ -91,6 +91,29 @@ impl Retired {
         })
     }
 
+    /// A node may not have any more what it had.
+    pub(super) fn forget(&mut self, node: NodeIx) {
+        for retirement in self.partitions.iter_mut().flatten() {
+            retirement.in_step.retain(|known| *known != node);
+        }
+    }
+
+    /// Something was stored in a partition: nobody is known to have it.
+    pub(super) fn touch(&mut self, partition: PartitionId) {
+        if let Some(retirement) = &mut self.partitions[partition.index()] {
+            retirement.in_step.clear();
+        }
+    }
+
+    /// How many partitions with something in them have owners that lack it, as far as is
+    /// known.
+    pub(super) fn unoffered(&self, view: &View, is_empty: impl Fn(PartitionId) -> bool) -> usize {
+        let partitions = PartitionId::all().filter(|partition| self.contains(*partition));
+        partitions
+            .filter(|&partition| !is_empty(partition) && !self.is_in_step(partition, view))
+            .count()
+    }
+
     /// An owner has all that is here of a partition.
     pub(super) fn in_step(&mut self, partition: PartitionId, node: NodeIx, holding: bool) {
         if holding
@@ -110,12 +133,19 @@ impl Retired {
     ) -> bool {
         let place = &self.partitions[partition.index()];
         place.as_ref().is_some_and(|retirement| {
-            let owners = view.owners(partition);
-            let in_step = owners
-                .iter()
-                .filter(|owner| retirement.in_step.contains(owner));
-            let needed = owners.len() - Consistency::Quorum.needed(owners.len()) + 1;
-            retirement.since <= before && (is_empty || in_step.count() >= needed)
+            retirement.since <= before && (is_empty || self.is_in_step(partition, view))
+        })
+    }
+
+    /// Whether so many owners have all that is here that every quorum has one of them.
+    fn is_in_step(&self, partition: PartitionId, view: &View) -> bool {
+        let owners = view.owners(partition);
+        let needed = owners.len() - Consistency::Quorum.needed(owners.len()) + 1;
+        let place = &self.partitions[partition.index()];
+        place.as_ref().is_some_and(|retirement| {
+            let owners = owners.iter();
+            let in_step = owners.filter(|owner| retirement.in_step.contains(owner));
+            in_step.count() >= needed
         })
     }
 }

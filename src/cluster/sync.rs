@@ -175,6 +175,8 @@ pub struct SyncState {
     /// Bytes that may be transferred now; below zero it is waited.
     credit: i64,
     credited: SteadyMs,
+    /// When something of what this core lacks was last taken over.
+    progressed: SteadyMs,
     /// Since when this core lacks something.
     copying_since: Option<SteadyMs>,
     /// With whom the last session that ended badly was, until one ends well.
@@ -194,6 +196,7 @@ impl SyncState {
             sessions: Vec::new(),
             credit: 0,
             credited: SteadyMs(0),
+            progressed: SteadyMs(0),
             copying_since: None,
             last_failed: None,
             counters: SyncCounters::default(),
@@ -265,6 +268,11 @@ impl SyncState {
 
     fn lack(&mut self, partition: PartitionId, since: SteadyMs) {
         self.holding[partition.index()] = false;
+        self.compare_anew(partition, since);
+    }
+
+    /// Has a partition compared with others, whether it is held or not.
+    fn compare_anew(&mut self, partition: PartitionId, since: SteadyMs) {
         let missing = &mut self.missing[partition.index()];
         if missing.is_none() {
             *missing = Some(Missing {
@@ -315,34 +323,41 @@ impl Coordinator {
         let view = Arc::clone(&self.view);
         let me = view.me();
         // It was left behind, or meets a cluster founded elsewhere.
-        let jumped = old.joined() && !view.terms().writes_to(old.terms().reading);
+        let jumped = old.joined() && !view.rosters().writes_to(old.rosters().reading);
+        let recopies = view.companions() != old.companions();
         let missing_before = self.sync.missing_count;
+        let retired_before = self.sync.retired.len();
         for partition in self.own_partitions() {
             let took = old.joined() && old.takes(me, partition);
             if !view.joined() || !view.takes(me, partition) {
-                match took && self.sync.holds(partition) {
+                self.sync.forget_missing(partition);
+                if took {
                     // Those who do not know yet that it has other owners still write here.
-                    true => self.sync.retired.add(partition, now),
-                    false => self.sync.disown(partition),
+                    self.sync.retired.add(partition, now);
+                } else if !self.sync.retired.contains(partition) {
+                    self.sync.disown(partition);
                 }
                 continue;
             }
             self.sync.retired.remove(partition);
+            let is_new = !took || jumped || recopies && !view.owns(partition);
             if view.owners(partition) == [me] {
                 self.sync.hold(partition);
-            } else if !took || jumped && (old.solo() || !view.owns(partition)) {
-                self.sync.disown(partition);
+            } else if is_new || !self.sync.holds(partition) {
                 self.sync.lack(partition, now);
-            } else if !self.sync.holds(partition) {
-                self.sync.lack(partition, now);
+            } else if !view.needs_refresh(partition) {
+                self.sync.forget_missing(partition);
+            } else if recopies {
+                self.sync.compare_anew(partition, now);
             }
         }
-        let starts_copying = view.copying() && !old.copying();
-        if view.terms() != old.terms() || starts_copying {
+        if view.rosters() != old.rosters() || recopies {
             self.sync.void();
         }
-        if self.sync.missing_count > missing_before || starts_copying && self.sync.missing_count > 0
-        {
+        let is_busy = self.sync.missing_count > missing_before
+            || recopies && self.sync.missing_count > 0
+            || self.sync.retired.len() > retired_before;
+        if is_busy {
             for index in 0..self.links.len() {
                 self.sync.hurry(NodeIx(index as u16));
             }
@@ -367,10 +382,21 @@ impl Coordinator {
             let node = NodeIx(index as u16);
             let due = self.steady.now();
             let session = self.sync.session(node);
-            if !session.active && session.due <= due && self.view.reachable(node) {
+            if node != self.view.me()
+                && !session.active
+                && session.due <= due
+                && self.view.reachable(node)
+            {
                 self.start_session(node, now);
             }
         }
+    }
+
+    /// Whether it lacks something and has not come any further for as long as it may take.
+    pub fn is_stuck(&self) -> bool {
+        let (sync, now) = (&self.sync, self.steady.now());
+        let since = sync.copying_since.map(|since| since.max(sync.progressed));
+        since.is_some_and(|since| now.since(since) >= self.config.bootstrap_timeout_ms)
     }
 
     fn time_copying(&mut self) {
@@ -416,12 +442,15 @@ impl Coordinator {
     fn end_overdue_bootstrap(&mut self) {
         let now = self.steady.now();
         for partition in self.own_partitions() {
+            // One that is to become an owner can wait: the others go on without it.
+            let may_end = self.view.owns(partition) && !self.sync.holds(partition);
             let overdue = self.sync.missing[partition.index()]
                 .as_ref()
                 .is_some_and(|missing| {
-                    now.since(missing.since) >= self.config.bootstrap_timeout_ms
+                    let since = missing.since.max(self.sync.progressed);
+                    now.since(since) >= self.config.bootstrap_timeout_ms
                 });
-            if overdue {
+            if may_end && overdue {
                 self.sync.counters.bootstrap_timeouts += 1;
                 self.sync.hold(partition);
             }
@@ -525,9 +554,12 @@ impl Coordinator {
             seen.find(|(node, _)| *node == owner)
         };
         let holders = others().filter(|owner| seen(**owner).is_some_and(|(_, holding)| *holding));
-        let needed = in_step_needed(owners.len(), others().count());
+        // One that has its part already counts itself.
+        let own = usize::from(view.owns(partition) && self.sync.holds(partition));
+        let needed = in_step_needed(owners.len(), others().count()).saturating_sub(own);
         let all = || others().all(|owner| seen(*owner).is_some() || view.given_up(*owner));
         if holders.count() >= needed || view.copying() && all() {
+            self.sync.progressed = self.steady.now();
             self.sync.hold(partition);
         }
     }

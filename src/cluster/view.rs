@@ -26,6 +26,9 @@ impl NodeIx {
     }
 }
 
+/// A node that no number is left for: it is never reached.
+const NOBODY: NodeIx = NodeIx(u16::MAX);
+
 /// One node of a view.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -123,7 +126,7 @@ impl Views {
         let ids: Vec<&str> = roster.members().iter().map(|id| &**id).collect();
         let members = roster.members().iter();
         let numbers: Vec<NodeIx> = members
-            .map(|id| self.number(id).unwrap_or_default())
+            .map(|id| self.number(id).unwrap_or(NOBODY))
             .collect();
         let table = placements.table(&ids, self.virtual_nodes, self.replication);
         Shares::new(roster, &table, &numbers)
@@ -138,7 +141,10 @@ impl Views {
                 self.ids.len() - 1
             }
         };
-        u16::try_from(index).ok().map(NodeIx)
+        u16::try_from(index)
+            .ok()
+            .map(NodeIx)
+            .filter(|&ix| ix != NOBODY)
     }
 }
 
@@ -165,8 +171,8 @@ pub struct Parts {
     pub reading: Shares,
     /// The same by the roster it writes to besides.
     pub also: Option<Shares>,
-    /// Whether all that serve write to the new roster too.
-    pub copying: bool,
+    /// See [`Membership::copying`].
+    pub copying: u64,
     /// Whether others may have gone on without this node.
     pub fenced: bool,
     /// Whether no change of owners is under way, or to come.
@@ -283,7 +289,7 @@ impl View {
         replication: usize,
         virtual_nodes: u32,
     ) -> Self {
-        let roster = Roster::of(nodes.iter().map(|(_, node)| Arc::clone(&node.id)));
+        let roster = Roster::founded(nodes.iter().map(|(_, node)| Arc::clone(&node.id)));
         let number = |id: &Arc<str>| {
             let node = nodes.iter().find(|(_, node)| node.id == *id);
             node.map(|(ix, _)| *ix).unwrap_or_default()
@@ -302,7 +308,7 @@ impl View {
             stage: Stage::Settled,
             reading: Shares::new(&roster, &table, &numbers),
             also: None,
-            copying: false,
+            copying: 0,
             fenced: false,
             placed: true,
             leavers_agreed: true,
@@ -367,9 +373,18 @@ impl View {
         self.solo || self.owners(partition).contains(&self.parts.me)
     }
 
-    /// By which rosters this node reads and writes.
+    /// By which terms this node answers, and counts answers: none while it is fenced.
     #[inline]
     pub fn terms(&self) -> Terms {
+        match self.parts.fenced {
+            true => Terms::default(),
+            false => self.rosters(),
+        }
+    }
+
+    /// By which rosters this node reads and writes.
+    #[inline]
+    pub fn rosters(&self) -> Terms {
         Terms {
             reading: self.parts.reading.roster.id(),
             also: (self.parts.also.as_ref()).map_or_else(Default::default, |also| also.roster.id()),
@@ -398,17 +413,38 @@ impl View {
         self.parts.epoch
     }
 
+    /// With whom this node copies, see [`Membership::copying`].
+    pub fn companions(&self) -> u64 {
+        self.parts.copying
+    }
+
     /// Whether what is copied now is all that a new owner must have: all that serve write
     /// to the new roster too, or there is none.
     pub fn copying(&self) -> bool {
-        self.parts.copying || self.parts.stage != Stage::Joint
+        self.parts.copying != 0 || self.parts.stage != Stage::Joint
+    }
+
+    /// Whether this node has to be compared with the other owners of a partition although it
+    /// holds it: it is an owner by both rosters, and a quorum of the new owners could consist
+    /// of old ones that all missed a write.
+    pub fn needs_refresh(&self, partition: PartitionId) -> bool {
+        let Some(also) = self.owners_also(partition) else {
+            return false;
+        };
+        let (old, new) = (self.owners(partition).len(), also.len());
+        let quorum = |owners| Consistency::Quorum.needed(owners);
+        self.parts.stage.reads_old()
+            && self.parts.copying != 0
+            && also.contains(&self.parts.me)
+            && self.owns(partition)
+            && quorum(new) + quorum(old) <= old
     }
 
     /// Whether an owner is not waited for any more: it is away, and the members have decided
     /// to go on without it.
     pub fn given_up(&self, owner: NodeIx) -> bool {
-        let goes_on = |node: &Node| match (self.parts.stage, &self.parts.also) {
-            (Stage::Joint, Some(target)) => target.roster.contains(&node.id),
+        let goes_on = |node: &Node| match &self.parts.also {
+            Some(target) if self.parts.stage.reads_old() => target.roster.contains(&node.id),
             _ => true,
         };
         self.node(owner)

@@ -123,6 +123,7 @@ impl<'a> Rebalance<'a> {
             epoch: view.epoch(),
             stage: match view.stage() {
                 Stage::Joint => "joint",
+                Stage::Ready => "ready",
                 Stage::Switched => "switched",
                 Stage::Settled => "settled",
             },

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::connection::{self, Limits, Service};
 use super::control::ControlMessage;
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
-use super::readiness::Readiness;
+use super::readiness::{CoreReport, Readiness};
 use crate::api::browse::KeyScan;
 use crate::api::{Api, ApiError, Job, Moment, Turn, Writer};
 use crate::clock::UnixMs;
@@ -514,9 +514,12 @@ impl Core {
     fn report_readiness(&self) {
         let cluster = self.cluster.borrow();
         let view = cluster.view();
-        let missing = view.joined().then(|| cluster.sync().missing());
-        self.readiness
-            .report(self.api.core.index(), view.version(), missing);
+        let report = CoreReport {
+            version: view.version(),
+            missing: view.joined().then(|| cluster.sync().missing()),
+            stuck: cluster.is_stuck(),
+        };
+        self.readiness.report(self.api.core.index(), report);
     }
 
     fn reply(&self, index: usize) -> Option<Rc<Reply>> {

@@ -8,6 +8,7 @@
 
 #[path = "../support/history.rs"]
 mod history;
+mod overtaken;
 mod scenarios;
 mod world;
 

@@ -25,7 +25,7 @@ const SETTINGS: WorldSettings = WorldSettings {
 };
 
 /// Cuts some nodes off from all others, and heals what was cut before.
-fn isolate(world: &mut World, side: &[usize]) {
+pub fn isolate(world: &mut World, side: &[usize]) {
     world.cut.clear();
     for a in 0..world.nodes.len() {
         for b in 0..world.nodes.len() {
@@ -36,13 +36,13 @@ fn isolate(world: &mut World, side: &[usize]) {
     }
 }
 
-fn run(world: &mut World, ms: u64) {
+pub fn run(world: &mut World, ms: u64) {
     let end = world.now + ms;
     while world.run_until(end).is_some() {}
 }
 
 /// Does something at QUORUM and waits for what comes of it.
-fn at_quorum(world: &mut World, node: usize, kind: Kind) -> Done {
+pub fn at_quorum(world: &mut World, node: usize, kind: Kind) -> Done {
     let number = world.request(node, 0, kind, Consistency::Quorum);
     run(world, 1_000);
     world.requests[number]
@@ -51,7 +51,7 @@ fn at_quorum(world: &mut World, node: usize, kind: Kind) -> Done {
         .expect("it is answered")
 }
 
-fn put(value: &str) -> Kind {
+pub fn put(value: &str) -> Kind {
     Kind::Put(value.as_bytes().to_vec())
 }
 

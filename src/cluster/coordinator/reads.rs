@@ -314,7 +314,6 @@ impl Coordinator {
         let Some(held) = self.batches[batch].take() else {
             return;
         };
-        self.counters.roster_retries += 1;
         self.pending[slot].0 = self.pending[slot].0.wrapping_add(1);
         let call = self.call(slot);
         let work = self.collect(&held.batch.operation(index), call, patience);

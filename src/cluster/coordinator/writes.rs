@@ -378,9 +378,15 @@ impl Coordinator {
             self.counters.write_acks += 1;
             self.finish(slot, outcome);
         } else if work.is_answered() && !spent {
-            let version = self.local.stamp(now);
             self.counters.write_restamps += 1;
-            self.send_write_again(slot, Some(version), now);
+            if let Some(Pending {
+                work: Work::Write(work),
+                ..
+            }) = &mut self.pending[slot].1
+            {
+                work.restamps += 1;
+            }
+            self.send_write_again(slot, now);
         } else if !work.can_be_met(!spent) {
             if refused && self.steady.now() < work.patience {
                 self.wait_for_rosters(slot);
@@ -392,9 +398,11 @@ impl Coordinator {
         }
     }
 
-    /// Sends a write again: under a newer version because an owner holds something newer, or
-    /// under the same because the rosters have changed. What was answered so far is void.
-    pub(super) fn send_write_again(&mut self, slot: usize, anew: Option<Version>, now: UnixMs) {
+    /// Sends a write again under a newer version, because an owner holds something newer or the
+    /// rosters have changed. What was answered so far is void. (Under the same version it
+    /// could be taken for stored where only a hint of it has won a tie.)
+    pub(super) fn send_write_again(&mut self, slot: usize, now: UnixMs) {
+        let version = self.local.stamp(now);
         let Some(Pending {
             work: Work::Write(work),
             batch,
@@ -403,9 +411,8 @@ impl Coordinator {
         else {
             return;
         };
-        work.version = anew.unwrap_or(work.version);
-        work.restamps += u32::from(anew.is_some());
-        let (version, batch_slot, index) = (work.version, *batch, *index);
+        work.version = version;
+        let (batch_slot, index) = (*batch, *index);
         // The batch is out of its place while it is read and the rest of self changes.
         let Some(held) = self.batches[batch_slot].take() else {
             return;
@@ -416,9 +423,6 @@ impl Coordinator {
         let call = self.call(slot);
         let sent = self.send_write(&operation, version, &takers, call, now);
         self.batches[batch_slot] = Some(held);
-        if anew.is_none() {
-            self.counters.roster_retries += 1;
-        }
         if let Some(Pending {
             work: Work::Write(work),
             ..

@@ -98,7 +98,7 @@ impl Membership {
     }
 
     pub(super) fn admit(&mut self, update: Update) {
-        if update.state == State::Left {
+        if update.state == State::Left && update.marks == 0 {
             // Or those that left would be told from one to the other for ever.
             return;
         }

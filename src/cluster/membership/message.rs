@@ -34,8 +34,12 @@ pub struct Message {
     pub joined: bool,
     /// What the sender says of where it stands.
     pub standing: Standing,
+    /// The cluster the sender belongs to.
+    pub founding: RosterId,
     /// How many rosters were settled before the sender's old one.
     pub epoch: u64,
+    /// The sender's old roster.
+    pub roster: RosterId,
     /// To which of its own rosters the sender belongs, and whether it has switched.
     pub marks: u8,
     /// What it wants or answers.
@@ -79,11 +83,11 @@ pub enum Kind {
 ///
 /// ```text
 /// message   version u8 = 2, kind u8, joined u8, from identity, incarnation u64,
-///           standing, epoch u64, marks u8,
+///           standing, founding u64, epoch u64, roster u64, marks u8,
 ///           [target text (ping request, indirect ack), incarnation u64 (indirect ack)],
 ///           count u16, update ×count
 /// update    identity, state u8, incarnation u64, standing, marks u8
-/// standing  life u64, sequence u32, epoch u64, target u64, leavers u64,
+/// standing  life u64, sequence u32, epoch u64, target u64, attempt u32, copying u64, leavers u64,
 ///           stage (2 bits), holding (1 bit), draining (1 bit) in u8
 /// identity  id text, peer address text, client address text
 /// text      length u16, UTF-8
@@ -96,7 +100,9 @@ impl Message {
         self.from.encode(out);
         out.extend(self.incarnation.to_le_bytes());
         self.standing.encode(out);
+        out.extend(self.founding.0.to_le_bytes());
         out.extend(self.epoch.to_le_bytes());
+        out.extend(self.roster.0.to_le_bytes());
         out.push(self.marks);
         match &self.kind {
             Kind::PingRequest { target } => put_text(out, target),
@@ -137,7 +143,9 @@ impl Message {
         let from = reader.identity()?;
         let incarnation = reader.u64()?;
         let standing = reader.standing()?;
+        let founding = RosterId(reader.u64()?);
         let epoch = reader.u64()?;
+        let roster = RosterId(reader.u64()?);
         let marks = reader.marks()?;
         let kind = reader.kind(code)?;
         let count = usize::from(reader.u16()?);
@@ -154,7 +162,9 @@ impl Message {
             incarnation,
             joined,
             standing,
+            founding,
             epoch,
+            roster,
             marks,
             kind,
             updates,
@@ -165,7 +175,7 @@ impl Message {
 pub(super) const FORMAT: u8 = 2;
 /// An identity of one letter without addresses, a state, an incarnation, a standing, marks.
 const UPDATE_BYTES_MIN: usize = 3 + 2 + 2 + 1 + 8 + STANDING_BYTES + 1;
-const STANDING_BYTES: usize = 8 + 4 + 8 + 8 + 8 + 1;
+const STANDING_BYTES: usize = 8 + 4 + 8 + 8 + 4 + 8 + 8 + 1;
 
 impl Kind {
     fn code(&self) -> u8 {
@@ -222,11 +232,14 @@ impl Standing {
         out.extend(self.sequence.to_le_bytes());
         out.extend(self.epoch.to_le_bytes());
         out.extend(self.target.0.to_le_bytes());
+        out.extend(self.attempt.to_le_bytes());
+        out.extend(self.copying.to_le_bytes());
         out.extend(self.leavers.to_le_bytes());
         let stage = match self.stage {
             Stage::Joint => 0,
             Stage::Switched => 1,
             Stage::Settled => 2,
+            Stage::Ready => 3,
         };
         let holding = if self.holding { HOLDING } else { 0 };
         let draining = if self.draining { DRAINING } else { 0 };
@@ -305,13 +318,13 @@ impl<'a> Reader<'a> {
     fn standing(&mut self) -> Result<Standing, Malformed> {
         let (life, sequence) = (self.u64()?, self.u32()?);
         let (epoch, target) = (self.u64()?, RosterId(self.u64()?));
-        let leavers = self.u64()?;
+        let (attempt, copying, leavers) = (self.u32()?, self.u64()?, self.u64()?);
         let flags = self.u8()?;
         let stage = match flags & STAGE {
             0 => Stage::Joint,
             1 => Stage::Switched,
             2 => Stage::Settled,
-            _ => return Err(Malformed),
+            _ => Stage::Ready,
         };
         if flags & !(STAGE | HOLDING | DRAINING) != 0 {
             return Err(Malformed);
@@ -322,6 +335,8 @@ impl<'a> Reader<'a> {
             epoch,
             target,
             stage,
+            attempt,
+            copying,
             holding: flags & HOLDING != 0,
             draining: flags & DRAINING != 0,
             leavers,

@@ -105,6 +105,7 @@ impl Membership {
 
     pub(super) fn post(&mut self, to: Arc<str>, message: Message) {
         if self.outgoing.len() < ACTIONS_MAX {
+            let message = Box::new(message);
             self.outgoing.push_back(Action::Send { to, message });
         } else {
             self.counters.messages_dropped += 1;
@@ -156,7 +157,9 @@ impl Membership {
             incarnation: self.me.incarnation,
             joined: self.joined,
             standing: self.me.standing,
+            founding: self.placing.founding,
             epoch: self.placing.epoch,
+            roster: self.base_id(),
             marks: self.marks(&self.me.identity.id),
             kind,
             updates,

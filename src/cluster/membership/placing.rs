@@ -66,21 +66,34 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// These members.
-    pub fn of(members: impl IntoIterator<Item = Arc<str>>) -> Self {
-        let mut members: Vec<_> = members.into_iter().collect();
-        members.sort_unstable();
-        members.dedup();
-        let mut named = Vec::new();
-        for id in &members {
+    /// The first roster of a cluster.
+    pub fn founded(members: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self::after(RosterId::default(), members)
+    }
+
+    /// The roster of these members that comes after another one. Its name tells it from any
+    /// other of the same members: what happened in between has not happened to it.
+    fn after(previous: RosterId, members: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let roster = Self::named(previous, members);
+        let mut named = previous.0.to_le_bytes().to_vec();
+        for id in &*roster.members {
             named.extend((id.len() as u64).to_le_bytes());
             named.extend(id.as_bytes());
         }
         Self {
-            members: members.into(),
             // 0 stands for none.
             id: RosterId(xxhash_rust::xxh3::xxh3_64(&named).max(1)),
+            ..roster
         }
+    }
+
+    /// A roster as another node has it.
+    fn named(id: RosterId, members: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let mut members: Vec<_> = members.into_iter().collect();
+        members.sort_unstable();
+        members.dedup();
+        let members = members.into();
+        Self { members, id }
     }
 
     /// The ids of the members, in order.
@@ -106,11 +119,21 @@ impl Roster {
 pub enum Stage {
     /// It reads from the old roster and writes to both.
     Joint,
+    /// The same, and all that serve hold what they own by the new roster: it does not turn
+    /// back any more.
+    Ready,
     /// It reads from the new roster and writes to both.
     Switched,
     /// It goes by one roster.
     #[default]
     Settled,
+}
+
+impl Stage {
+    /// Whether the old roster is read from, and the new one only written to.
+    pub fn reads_old(self) -> bool {
+        matches!(self, Self::Joint | Self::Ready)
+    }
 }
 
 /// What a node says of itself, so that others know how far they may go.
@@ -126,8 +149,12 @@ pub struct Standing {
     pub target: RosterId,
     /// How far it has gone.
     pub stage: Stage,
+    /// How often it has entered [`Stage::Joint`] in this life.
+    pub attempt: u32,
     /// Whether it holds all that it owns.
     pub holding: bool,
+    /// With whom it copied that, see [`Membership::copying`].
+    pub copying: u64,
     /// Whether it is going to leave.
     pub draining: bool,
     /// Of whom it knows that they are going to leave; see [`Membership::leavers_agreed`].
@@ -153,9 +180,13 @@ impl Standing {
                 && self.stage != Stage::Settled
     }
 
-    fn has_copied(&self, epoch: u64, target: RosterId) -> bool {
-        self.reached(epoch, target, Stage::Switched)
-            || self.reached(epoch, target, Stage::Joint) && self.holding
+    /// Whether it holds all it owns by the new roster, from copies that count for one
+    /// that copies with the same companions.
+    fn has_copied(&self, epoch: u64, target: RosterId, companions: u64) -> bool {
+        self.reached(epoch, target, Stage::Ready)
+            || self.reached(epoch, target, Stage::Joint)
+                && self.holding
+                && self.copying == companions
     }
 }
 
@@ -183,14 +214,20 @@ impl Terms {
 /// Where this node stands.
 #[derive(Debug)]
 pub(super) struct Placing {
+    /// Names the cluster by the roster it was founded with.
+    pub(super) founding: RosterId,
     /// How many rosters were settled before `base`; 0 while it knows none.
     pub(super) epoch: u64,
     base: Roster,
     /// The same as `base` when settled.
     target: Roster,
     stage: Stage,
-    /// Whether all that serve are known to be Joint: what is copied from now on counts.
-    copying: bool,
+    /// Whether this node turned to the target by itself; else it was told of it, and
+    /// cannot know what an earlier life of it has said.
+    turned_here: bool,
+    attempt: u32,
+    /// See [`Membership::copying`].
+    copying: u64,
     /// The version of the membership from which on all this is so.
     version: u64,
     /// Up to which version the cores follow, and whether they hold all they own by it.
@@ -200,23 +237,30 @@ pub(super) struct Placing {
     draining: bool,
     /// Since when most of the roster is dead.
     majority_dead_since_ms: Option<u64>,
+    /// Whether this process stood still for so long that the others may have gone on, and
+    /// has not been told since.
+    pub(super) stalled: bool,
     fenced: bool,
 }
 
 impl Placing {
     pub(super) fn new() -> Self {
-        let nobody = Roster::of([]);
+        let nobody = Roster::named(RosterId::default(), []);
         Self {
+            founding: RosterId::default(),
             epoch: 0,
             base: nobody.clone(),
             target: nobody,
             stage: Stage::Settled,
-            copying: false,
+            turned_here: false,
+            attempt: 0,
+            copying: 0,
             version: 0,
             followed: (0, false),
             reviewed: 0,
             draining: false,
             majority_dead_since_ms: None,
+            stalled: false,
             fenced: false,
         }
     }
@@ -227,14 +271,14 @@ impl Membership {
     pub fn reading(&self) -> &Roster {
         match self.placing.stage {
             Stage::Switched => &self.placing.target,
-            Stage::Joint | Stage::Settled => &self.placing.base,
+            Stage::Joint | Stage::Ready | Stage::Settled => &self.placing.base,
         }
     }
 
     /// The roster this node writes to besides.
     pub fn also(&self) -> Option<&Roster> {
         match self.placing.stage {
-            Stage::Joint => Some(&self.placing.target),
+            Stage::Joint | Stage::Ready => Some(&self.placing.target),
             Stage::Switched => Some(&self.placing.base),
             Stage::Settled => None,
         }
@@ -250,14 +294,21 @@ impl Membership {
         self.placing.epoch
     }
 
-    /// Whether all that serve are known to write to the new roster too.
-    pub fn copying(&self) -> bool {
+    /// Stands for the nodes that are all known to write to the new roster too, so that what
+    /// is copied now counts; 0 while there is one that is not known to. It is another when one
+    /// of them has turned away meanwhile, though it came back.
+    pub fn copying(&self) -> u64 {
         self.placing.copying
+    }
+
+    /// Names the roster that this node comes from.
+    pub(super) fn base_id(&self) -> RosterId {
+        self.placing.base.id
     }
 
     /// Whether the roster to come is the one that the members make up now.
     pub fn placed(&self) -> bool {
-        self.placing.stage == Stage::Settled && self.wanted() == self.placing.base
+        self.placing.stage == Stage::Settled && self.wanted() == *self.placing.base.members
     }
 
     /// Whether others may have gone on without this node: most of its roster has been dead
@@ -301,18 +352,19 @@ impl Membership {
     /// two leave that could not be spared together, neither knowing of the other.
     pub fn leavers_agreed(&self) -> bool {
         let leavers = self.leavers();
-        self.all_that_serve(|member| member.leavers == leavers)
+        let agrees = |member: &Member| member.standing.leavers == leavers;
+        let mut others = self.others_needed();
+        others.all(|member| !member.state.is_probed() || agrees(member))
             || planted(Mutation::LeaveUnannounced)
     }
 
     /// Stands for the set of those that are known to be going to leave.
     fn leavers(&self) -> u64 {
-        let others = self.others_that_serve();
+        let others = self.others_needed();
         let others = others.filter(|member| member.standing.draining);
         let me = self.placing.draining.then_some(&self.me);
         others.chain(me).fold(0, |set, member| {
-            let name = xxhash_rust::xxh3::xxh3_64(member.identity.id.as_bytes());
-            set ^ splitmix64(name ^ member.standing.life)
+            set ^ splitmix64(name_of(member) ^ member.standing.life)
         })
     }
 
@@ -327,8 +379,9 @@ impl Membership {
         let here = self.members().filter(|member| {
             member.state == State::Alive || member.identity.id == self.me.identity.id
         });
-        let roster = Roster::of(here.map(|member| Arc::clone(&member.identity.id)));
+        let roster = Roster::founded(here.map(|member| Arc::clone(&member.identity.id)));
         self.joined = true;
+        self.placing.founding = roster.id;
         self.settle(1, roster);
     }
 
@@ -341,7 +394,8 @@ impl Membership {
     fn enter(&mut self, stage: Stage, target: Roster) {
         self.placing.stage = stage;
         self.placing.target = target;
-        self.placing.copying = false;
+        self.placing.copying = 0;
+        self.placing.turned_here = false;
         self.mark_changed();
         self.placing.version = self.version;
     }
@@ -357,41 +411,47 @@ impl Membership {
                 .updates
                 .iter()
                 .filter(move |update| update.marks & mark != 0);
-            Roster::of(
-                sender
-                    .into_iter()
-                    .chain(others.map(|update| Arc::clone(&update.identity.id))),
-            )
+            let others = others.map(|update| Arc::clone(&update.identity.id));
+            sender.into_iter().chain(others)
         };
-        let (base, target) = (marked(BASE), marked(TARGET));
+        let base = Roster::named(message.roster, marked(BASE));
+        let target = Roster::after(base.id, marked(TARGET));
+        let changes = target.members != base.members;
         if base.members.is_empty() || target.members.is_empty() {
             return;
         }
-        let switched = message.marks & SWITCHED != 0;
-        let rank = |epoch: u64, base: &Roster, switched: bool, target: &Roster| {
-            let size = |roster: &Roster| (roster.members.len(), roster.id);
-            (epoch, size(base), switched.then(|| size(target)))
-        };
-        let Placing {
-            epoch,
-            base: own_base,
-            target: own_target,
-            stage,
-            ..
-        } = &self.placing;
-        let own = rank(*epoch, own_base, *stage == Stage::Switched, own_target);
-        if self.joined && rank(message.epoch, &base, switched, &target) <= own {
+        let switched = changes && message.marks & SWITCHED != 0;
+        if self.joined && !self.is_behind(message, &base, switched.then_some(&target)) {
             return;
         }
         self.joined = true;
-        self.settle(message.epoch, base.clone());
-        if target != base {
+        self.placing.founding = message.founding;
+        self.settle(message.epoch, base);
+        if changes {
             let stage = match switched {
                 true => Stage::Switched,
                 false => Stage::Joint,
             };
             self.enter(stage, target);
         }
+    }
+
+    /// Whether another node, which has switched to the last argument if to any, is ahead.
+    fn is_behind(&self, message: &Message, base: &Roster, switched: Option<&Roster>) -> bool {
+        let size = |roster: &Roster| (roster.members.len(), roster.id);
+        let Placing {
+            founding,
+            epoch,
+            base: own_base,
+            target: own_target,
+            stage,
+            ..
+        } = &self.placing;
+        if message.founding != *founding {
+            return (base.members.len(), message.founding) > (own_base.members.len(), *founding);
+        }
+        let own_switched = (*stage == Stage::Switched).then(|| size(own_target));
+        (message.epoch, base.id, switched.map(size)) > (*epoch, own_base.id, own_switched)
     }
 
     /// The marks of a member in a message.
@@ -424,53 +484,70 @@ impl Membership {
     /// Takes one step, if one is to be taken.
     fn go_on(&mut self) -> bool {
         let wanted = self.wanted();
-        let (epoch, target) = (self.placing.epoch, self.placing.target.id);
-        match self.placing.stage {
-            Stage::Settled if wanted == self.placing.base => false,
+        let Placing {
+            epoch,
+            stage,
+            copying,
+            ..
+        } = self.placing;
+        let (base, target) = (self.placing.base.id, self.placing.target.id);
+        match stage {
+            Stage::Settled if wanted == *self.placing.base.members => return false,
             Stage::Settled if planted(Mutation::SkipJointStage) => {
-                self.settle(epoch + 1, wanted);
-                true
+                self.settle(epoch + 1, Roster::after(base, wanted));
             }
-            Stage::Settled => {
-                self.enter(Stage::Joint, wanted);
-                true
+            Stage::Settled => self.turn(wanted),
+            Stage::Joint | Stage::Ready
+                if wanted != *self.placing.target.members && self.may_turn() =>
+            {
+                self.turn(wanted);
             }
-            Stage::Joint if wanted != self.placing.target && self.may_turn() => {
-                let stage = match wanted == self.placing.base {
-                    true => Stage::Settled,
-                    false => Stage::Joint,
-                };
-                self.enter(stage, wanted);
-                true
-            }
-            Stage::Joint if !self.placing.copying => {
-                let all = self.all_that_serve(|member| member.reached(epoch, target, Stage::Joint));
-                if all {
-                    self.placing.copying = true;
-                    self.mark_changed();
-                    self.placing.version = self.version;
-                }
-                all
+            Stage::Joint if copying != self.companions() => {
+                self.placing.copying = self.companions();
+                self.mark_changed();
+                self.placing.version = self.version;
             }
             Stage::Joint => {
-                let all = self.all_that_serve(|member| member.has_copied(epoch, target))
-                    && self.newcomers_have_copied()
-                    && self.sees_majority();
-                if all {
-                    self.enter(Stage::Switched, self.placing.target.clone());
+                let has_copied = |standing: &Standing| standing.has_copied(epoch, target, copying);
+                if copying == 0
+                    || !self.all_needed(has_copied)
+                    || !self.newcomers_have_copied()
+                    || !self.sees_majority()
+                {
+                    return false;
                 }
-                all
+                self.advance_to(Stage::Ready);
             }
-            Stage::Switched => {
-                let all = self
-                    .all_that_serve(|member| member.reached(epoch, target, Stage::Switched))
-                    && self.sees_majority();
-                if all {
-                    self.settle(epoch + 1, self.placing.target.clone());
+            Stage::Ready | Stage::Switched => {
+                let stood = |standing: &Standing| standing.reached(epoch, target, stage);
+                if !self.all_needed(stood) || !self.sees_majority() {
+                    return false;
                 }
-                all
+                match stage {
+                    Stage::Ready => self.advance_to(Stage::Switched),
+                    _ => self.settle(epoch.saturating_add(1), self.placing.target.clone()),
+                }
             }
         }
+        true
+    }
+
+    /// Goes to another roster, or back to the one it comes from.
+    fn turn(&mut self, wanted: Vec<Arc<str>>) {
+        let base = self.placing.base.clone();
+        if wanted == *base.members {
+            self.enter(Stage::Settled, base);
+            return;
+        }
+        self.placing.attempt += 1;
+        self.enter(Stage::Joint, Roster::after(base.id, wanted));
+        self.placing.turned_here = true;
+    }
+
+    fn advance_to(&mut self, stage: Stage) {
+        self.placing.stage = stage;
+        self.mark_changed();
+        self.placing.version = self.version;
     }
 
     /// Says where this node stands, once its cores stand there.
@@ -478,6 +555,7 @@ impl Membership {
         let Placing {
             epoch,
             stage,
+            attempt,
             version,
             followed,
             draining,
@@ -492,10 +570,15 @@ impl Membership {
             ..said
         };
         if followed.0 >= version {
-            standing.epoch = epoch;
-            standing.target = self.placing.target.id;
-            standing.stage = stage;
-            standing.holding = followed.1 && (copying || stage != Stage::Joint);
+            standing = Standing {
+                epoch,
+                target: self.placing.target.id,
+                stage,
+                attempt,
+                holding: followed.1 && (copying != 0 || stage != Stage::Joint),
+                copying,
+                ..standing
+            };
         }
         if standing == said && said.serves() || !said.serves() && followed.0 < version {
             return;
@@ -510,14 +593,37 @@ impl Membership {
         }
     }
 
-    /// Whether all that serve, this node among them, have come so far.
-    fn all_that_serve(&self, has: impl Fn(&Standing) -> bool) -> bool {
-        has(&self.me.standing) && self.others_that_serve().all(|member| has(&member.standing))
+    /// Whether all that have to come along, this node among them, have come so far.
+    fn all_needed(&self, has: impl Fn(&Standing) -> bool) -> bool {
+        let others = &mut self.others_needed();
+        has(&self.me.standing) && others.all(|member| has(&member.standing))
     }
 
-    fn others_that_serve(&self) -> impl Iterator<Item = &Member> {
+    /// The other members without whom this node does not go on: those that serve, and those
+    /// that are dead and may serve somewhere all the same. When the grace is over these are
+    /// removed, and by then they serve no quorums. Who drained before it died said goodbye.
+    fn others_needed(&self) -> impl Iterator<Item = &Member> {
         let others = self.others.values().map(|peer| &peer.member);
-        others.filter(|member| member.state.is_probed() && member.standing.serves())
+        others.filter(|member| {
+            let is_lost = member.state == State::Dead
+                && !member.standing.draining
+                && self.may_own(&member.identity.id);
+            member.standing.serves() && (member.state.is_probed() || is_lost)
+        })
+    }
+
+    /// See [`Membership::copying`].
+    fn companions(&self) -> u64 {
+        let (epoch, target) = (self.placing.epoch, self.placing.target.id);
+        if !self.all_needed(|standing| standing.reached(epoch, target, Stage::Joint)) {
+            return 0;
+        }
+        let all = self.others_needed().chain(std::iter::once(&self.me));
+        let companions = all.fold(0, |set, member| {
+            let Standing { life, attempt, .. } = member.standing;
+            set ^ splitmix64(name_of(member) ^ life ^ u64::from(attempt) << 40)
+        });
+        companions.max(1)
     }
 
     /// Whether each member of the new roster that is not in the old one is there, and holds
@@ -527,6 +633,7 @@ impl Membership {
             epoch,
             base,
             target,
+            copying,
             ..
         } = &self.placing;
         let has_copied = |id: &Arc<str>| match self.others.get(id) {
@@ -534,7 +641,7 @@ impl Membership {
                 let Member {
                     state, standing, ..
                 } = &peer.member;
-                state.is_probed() && standing.has_copied(*epoch, target.id)
+                state.is_probed() && standing.has_copied(*epoch, target.id, *copying)
             }
             None => *id == self.me.identity.id,
         };
@@ -542,16 +649,20 @@ impl Membership {
         newcomers.all(has_copied)
     }
 
-    /// Whether the Joint stage can be given up: nobody can have switched, by all that is
-    /// known here.
+    /// Whether this node can go to another roster than its target: nobody can have switched,
+    /// because this node, or another that turned away, never said that it is Ready.
     fn may_turn(&self) -> bool {
         let (epoch, target) = (self.placing.epoch, self.placing.target.id);
-        let turned = |standing: &Standing| standing.epoch == epoch && standing.target != target;
-        !self.me.standing.has_copied(epoch, target)
-            || !self.newcomers_have_copied()
-            || self
-                .others_that_serve()
-                .any(|member| turned(&member.standing))
+        let turned = |member: &Member| {
+            let Standing {
+                epoch: its_epoch,
+                target: its_target,
+                ..
+            } = member.standing;
+            member.state.is_probed() && its_epoch == epoch && its_target != target
+        };
+        self.placing.stage == Stage::Joint && self.placing.turned_here
+            || self.others_needed().any(turned)
     }
 
     /// Whether more than half of the roster is alive.
@@ -573,8 +684,10 @@ impl Membership {
         let now_ms = self.now_ms;
         let since = (dead.count() * 2 > base.members.len())
             .then(|| self.placing.majority_dead_since_ms.unwrap_or(now_ms));
-        let fenced = since
-            .is_some_and(|since| now_ms.saturating_sub(since) >= self.config.dead_grace_ms / 2);
+        let is_over = |since| now_ms.saturating_sub(since) >= self.config.dead_grace_ms / 2;
+        let stalled = self.placing.stalled && base.members.len() > 1;
+        let cut_off = since.is_some_and(is_over) && !planted(Mutation::IgnoreFence);
+        let fenced = cut_off || stalled;
         self.placing.majority_dead_since_ms = since;
         if fenced != self.placing.fenced {
             self.placing.fenced = fenced;
@@ -582,40 +695,47 @@ impl Membership {
         }
     }
 
-    /// The roster that the members, as they are, should share the partitions by.
-    fn wanted(&self) -> Roster {
+    /// The members that, as they are, should share the partitions.
+    fn wanted(&self) -> Vec<Arc<str>> {
         let base = &self.placing.base;
         let has_place = |member: &Member| base.contains(&member.identity.id);
-        let drains = |member: &Member| match member.identity.id == self.me.identity.id {
+        let is_me = |member: &Member| member.identity.id == self.me.identity.id;
+        let drains = |member: &Member| match is_me(member) {
             true => self.placing.draining,
             false => member.standing.draining,
         };
-        let serves =
-            |member: &Member| member.standing.serves() || member.identity.id == self.me.identity.id;
-        let away =
-            |member: &Member| has_place(member) && (member.state == State::Dead || drains(member));
+        let serves = |member: &Member| member.standing.serves() || is_me(member);
         let copies = self.config.replication.clamp(1, base.members.len().max(1));
         let spare = copies - Consistency::Quorum.needed(copies);
+        // The dead that did not say goodbye are only away for now.
+        let away =
+            |member: &&Member| has_place(member) && (member.state == State::Dead || drains(member));
+        let leaves = |member: &Member| member.state.is_probed() && drains(member);
         let takes_over =
             |member: &Member| member.state == State::Alive && serves(member) && !drains(member);
-        let crowded = self.members().filter(|member| away(member)).count() > spare
-            && self
-                .members()
-                .any(|member| member.state.is_probed() && drains(member))
+        let crowded = self.members().filter(away).count() > spare
+            && self.members().any(leaves)
             && self.members().any(takes_over)
             && self.sees_majority();
-        let wanted = self.members().filter(|member| match member.state {
+        let is_wanted = |member: &&Member| match member.state {
             State::Left => false,
-            _ if away(member) => !crowded,
-            State::Dead => false,
-            State::Alive | State::Suspect => has_place(member) || serves(member) && !drains(member),
-        });
-        let roster = Roster::of(wanted.map(|member| Arc::clone(&member.identity.id)));
-        match roster.members.is_empty() {
-            true => base.clone(),
-            false => roster,
+            _ if drains(member) => has_place(member) && !crowded,
+            State::Dead => has_place(member),
+            State::Alive | State::Suspect => has_place(member) || serves(member),
+        };
+        let wanted = self.members().filter(is_wanted);
+        let wanted: Vec<_> = wanted
+            .map(|member| Arc::clone(&member.identity.id))
+            .collect();
+        match wanted.is_empty() {
+            true => base.members.to_vec(),
+            false => wanted,
         }
     }
+}
+
+fn name_of(member: &Member) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(member.identity.id.as_bytes())
 }
 
 /// A member of the sender's old roster.

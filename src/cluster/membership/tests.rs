@@ -182,7 +182,7 @@ impl Net {
                     self.under_way.push(Packet {
                         from: Arc::clone(address),
                         to,
-                        message,
+                        message: *message,
                     });
                 }
             }
@@ -257,7 +257,9 @@ fn ping(from: Identity, incarnation: u64) -> Message {
         incarnation,
         joined: true,
         standing: Standing::default(),
+        founding: RosterId(0),
         epoch: 0,
+        roster: RosterId(0),
         marks: 0,
         kind: Kind::Ping,
         updates: Vec::new(),
@@ -316,7 +318,7 @@ fn sent_to(machine: &mut Membership, id: &str) -> Vec<Message> {
     let sent = drain(machine)
         .into_iter()
         .filter_map(|action| match action {
-            Action::Send { to, message } if to == address => Some(message),
+            Action::Send { to, message } if to == address => Some(*message),
             _ => None,
         });
     sent.collect()
@@ -1213,7 +1215,8 @@ fn any_update() -> impl Strategy<Value = Update> {
 }
 
 fn any_standing() -> impl Strategy<Value = Standing> {
-    let stage = prop::sample::select(vec![Stage::Joint, Stage::Switched, Stage::Settled]);
+    let stages = vec![Stage::Joint, Stage::Ready, Stage::Switched, Stage::Settled];
+    let stage = prop::sample::select(stages);
     (
         any::<(u64, u32, u64, u64, u64)>(),
         stage,
@@ -1227,6 +1230,8 @@ fn any_standing() -> impl Strategy<Value = Standing> {
                 epoch,
                 target: RosterId(target),
                 stage,
+                attempt: sequence,
+                copying: epoch,
                 holding,
                 draining,
                 leavers,
@@ -1265,7 +1270,9 @@ fn any_message() -> impl Strategy<Value = Message> {
             incarnation: said.0.0,
             joined: said.0.1,
             standing: said.1,
+            founding: said.1.target,
             epoch: said.0.2,
+            roster: RosterId(said.0.2),
             marks: said.2,
             kind,
             updates,

@@ -162,7 +162,8 @@ impl Coordinator {
                 session.steps.push_back(Step::Exchange(partition, u64::MAX));
             }
             Verdict::Differs => session.steps.push_back(Step::Compare(partition)),
-            Verdict::Refused => session.failed = true,
+            // It does not know yet that it is an owner, or is none any more.
+            Verdict::Refused => {}
         }
     }
 
@@ -266,6 +267,7 @@ impl Coordinator {
             counters.keys_copied_as_primary += if is_primary { pulled } else { 0 };
             counters.copies += 1;
             counters.bytes_copied += bytes as u64;
+            self.sync.progressed = self.steady.now();
         }
         self.sync.session(node).moved += pulled;
         refused

@@ -1,0 +1,216 @@
+//! Changes of owners that are overtaken by something else: a partition, a node that hangs,
+//! another change. Each was once a way to lose a write.
+
+use hypercache::cluster::Consistency;
+use hypercache::cluster::membership::Stage;
+use hypercache::cluster::rng::Rng;
+
+use crate::history::{Done, Kind};
+use crate::scenarios::{at_quorum, isolate, put, run};
+use crate::settle;
+use crate::world::{NEVER_MS, World, WorldSettings};
+
+const SETTINGS: WorldSettings = WorldSettings {
+    nodes: 3,
+    spares: 0,
+    dead_grace_ms: 60_000,
+    replication: 3,
+    sync_interval_ms: 10_000,
+    hint_ttl_ms: NEVER_MS,
+    keys: 1,
+};
+
+const DEAD_MS: u64 = 1_500;
+
+fn start(settings: WorldSettings) -> World {
+    let mut world = World::new(settings, Rng::new(3));
+    settle(&mut world, 20_000).unwrap();
+    world
+}
+
+fn ask(world: &mut World, node: usize, key: usize, kind: Kind) -> Option<Done> {
+    let number = world.request(node, key, kind, Consistency::Quorum);
+    run(world, 50);
+    world.requests[number].result.clone()
+}
+
+fn is_written(done: Option<Done>) -> bool {
+    matches!(done, Some(Done::Written(_)))
+}
+
+/// Of three owners one missed a write, one hangs, and the third is told to leave.
+#[test]
+fn a_node_does_not_leave_with_the_only_copy_in_reach() {
+    let mut world = start(SETTINGS);
+    isolate(&mut world, &[2]);
+    let written = at_quorum(&mut world, 0, put("kept"));
+    assert!(matches!(written, Done::Written(_)), "{written:?}");
+    isolate(&mut world, &[0]);
+    run(&mut world, DEAD_MS);
+    world.drain(1);
+    run(&mut world, 5_000);
+    assert!(world.nodes[1].up, "nobody else has all that it has");
+    let read = at_quorum(&mut world, 2, Kind::Get);
+    assert!(matches!(read, Done::Found(..)), "{read:?}");
+    world.cut.clear();
+    settle(&mut world, 20_000).unwrap();
+    assert!(!world.nodes[1].up);
+    let read = at_quorum(&mut world, 2, Kind::Get);
+    assert!(matches!(read, Done::Found(..)), "{read:?}");
+}
+
+/// A partition that is shorter than the grace, and on its larger side a node is restarted.
+#[test]
+fn no_owners_change_on_one_side_of_a_short_partition() {
+    let mut world = start(WorldSettings {
+        nodes: 5,
+        ..SETTINGS
+    });
+    let owners = world.owners(0);
+    let few = [owners[0], owners[1]];
+    let mut most: Vec<usize> = (0..5).filter(|node| !few.contains(node)).collect();
+    most.retain(|&node| node != owners[2]);
+    isolate(&mut world, &few);
+    let written = at_quorum(&mut world, few[0], put("by few"));
+    assert!(matches!(written, Done::Written(_)), "{written:?}");
+    run(&mut world, DEAD_MS);
+    world.drain(most[0]);
+    run(&mut world, 5_000);
+    for kind in [Kind::Get, put("by most")] {
+        assert_eq!(at_quorum(&mut world, most[1], kind), Done::Failed);
+    }
+    world.cut.clear();
+    settle(&mut world, 20_000).unwrap();
+    let read = at_quorum(&mut world, most[1], Kind::Get);
+    assert!(
+        matches!(&read, Done::Found(value, _) if value == b"by few"),
+        "{read:?}"
+    );
+}
+
+/// A fourth node joins three that hold as many keys.
+fn newcomer() -> World {
+    let mut world = start(WorldSettings {
+        spares: 1,
+        keys: 40,
+        ..SETTINGS
+    });
+    for key in 0..40 {
+        assert!(is_written(ask(&mut world, 0, key, put("old"))));
+    }
+    world.restart_empty(3);
+    world
+}
+
+/// The newcomer switches to the new owners at one moment and is cut off before or after it.
+#[test]
+fn a_newcomer_that_vanishes_at_any_moment_of_a_change_loses_nothing() {
+    let mut world = newcomer();
+    let mut until_switched = 0_u64;
+    while world.nodes[3].membership.stage() != Stage::Switched {
+        run(&mut world, 1);
+        until_switched += 1;
+        assert!(until_switched < 10_000, "it never switches");
+    }
+    for moment in until_switched.saturating_sub(12)..until_switched + 3 {
+        let mut world = newcomer();
+        run(&mut world, moment);
+        isolate(&mut world, &[3]);
+        run(&mut world, DEAD_MS);
+        world.cut.extend([(0, 2), (2, 0), (1, 2), (2, 1)]);
+        let writes: Vec<usize> = (0..40)
+            .map(|key| world.request(0, key, put("new"), Consistency::Quorum))
+            .collect();
+        run(&mut world, 300);
+        let acknowledged: Vec<usize> = (0..40)
+            .filter(|&key| is_written(world.requests[writes[key]].result.clone()))
+            .collect();
+        isolate(&mut world, &[0, 1]);
+        run(&mut world, 700);
+        for key in acknowledged {
+            match ask(&mut world, 2, key, Kind::Get) {
+                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{moment} {key}"),
+                Some(Done::Failed) | None => {}
+                other => panic!("{moment} {key}: {other:?}"),
+            }
+        }
+        world.cut.clear();
+        settle(&mut world, 30_000).unwrap();
+    }
+}
+
+/// One node hangs while another joins, and wakes when the newcomer has copied.
+#[test]
+fn owners_change_only_when_one_that_hangs_has_come_along() {
+    let mut world = start(WorldSettings {
+        nodes: 4,
+        spares: 1,
+        keys: 40,
+        ..SETTINGS
+    });
+    for key in 0..40 {
+        assert!(is_written(ask(&mut world, 0, key, put("old"))));
+    }
+    world.pause(3);
+    run(&mut world, DEAD_MS);
+    world.restart_empty(4);
+    run(&mut world, 5_000);
+    for node in [0, 1, 2, 4] {
+        let stage = world.nodes[node].membership.stage();
+        assert_eq!(stage, Stage::Joint, "node {node}");
+    }
+    // It wakes, and its clients write before it has heard of anything.
+    world.cut.insert((3, 2));
+    world.nodes[3].paused = false;
+    let writes: Vec<usize> = (0..40)
+        .map(|key| world.request(3, key, put("new"), Consistency::Quorum))
+        .collect();
+    run(&mut world, 1_000);
+    let acknowledged: Vec<usize> = (0..40)
+        .filter(|&key| is_written(world.requests[writes[key]].result.clone()))
+        .collect();
+    world.cut.clear();
+    world.resume(3);
+    settle(&mut world, 30_000).unwrap();
+    assert_eq!(world.nodes[0].membership.epoch(), 2);
+    for key in acknowledged {
+        for node in 0..5 {
+            match ask(&mut world, node, key, Kind::Get) {
+                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{key} at {node}"),
+                other => panic!("{key} at {node}: {other:?}"),
+            }
+        }
+    }
+}
+
+/// One hangs, another is restarted meanwhile, and both are members of a roster with the same
+/// members afterwards.
+#[test]
+fn a_node_that_hung_through_a_restart_does_not_pass_for_one_that_has_all() {
+    let mut world = start(WorldSettings {
+        nodes: 5,
+        keys: 60,
+        ..SETTINGS
+    });
+    for key in 0..60 {
+        assert!(is_written(ask(&mut world, 0, key, put("old"))));
+    }
+    world.pause(1);
+    run(&mut world, DEAD_MS);
+    world.drain(4);
+    run(&mut world, 3_000);
+    let acknowledged: Vec<usize> = (0..60)
+        .filter(|&key| is_written(ask(&mut world, 0, key, put("new"))))
+        .collect();
+    assert!(!acknowledged.is_empty());
+    world.resume(1);
+    settle(&mut world, 30_000).unwrap();
+    for key in acknowledged {
+        for node in 0..4 {
+            match ask(&mut world, node, key, Kind::Get) {
+                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{key} at {node}"),
+                other => panic!("{key} at {node}: {other:?}"),
+            }
+        }
+    }
+}
