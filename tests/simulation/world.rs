@@ -791,9 +791,10 @@ impl World {
 
     /// How many owners of a key may lose its data with a majority of them left.
     pub fn survivable(&self) -> usize {
-        let rosters = self
-            .up()
-            .map(|index| self.nodes[index].membership.reading());
+        let rosters = self.up().flat_map(|index| {
+            let membership = &self.nodes[index].membership;
+            std::iter::once(membership.reading()).chain(membership.also())
+        });
         let smallest = rosters.map(|roster| roster.members().len()).min();
         (smallest.unwrap_or(0).min(self.settings.replication)).saturating_sub(1) / 2
     }

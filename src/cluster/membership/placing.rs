@@ -420,38 +420,41 @@ impl Membership {
         if base.members.is_empty() || target.members.is_empty() {
             return;
         }
-        let switched = changes && message.marks & SWITCHED != 0;
-        if self.joined && !self.is_behind(message, &base, switched.then_some(&target)) {
+        let stage = match changes {
+            false => Stage::Settled,
+            true if message.marks & SWITCHED != 0 => Stage::Switched,
+            true if message.marks & READY != 0 => Stage::Ready,
+            true => Stage::Joint,
+        };
+        if self.joined && !self.is_behind(message, &base, stage, &target) {
             return;
         }
         self.joined = true;
         self.placing.founding = message.founding;
         self.settle(message.epoch, base);
         if changes {
-            let stage = match switched {
-                true => Stage::Switched,
-                false => Stage::Joint,
-            };
             self.enter(stage, target);
         }
     }
 
-    /// Whether another node, which has switched to the last argument if to any, is ahead.
-    fn is_behind(&self, message: &Message, base: &Roster, switched: Option<&Roster>) -> bool {
+    /// Whether another node, which is in this stage on the way to this roster, is ahead.
+    fn is_behind(&self, message: &Message, base: &Roster, stage: Stage, target: &Roster) -> bool {
         let size = |roster: &Roster| (roster.members.len(), roster.id);
-        let Placing {
-            founding,
-            epoch,
-            base: own_base,
-            target: own_target,
-            stage,
-            ..
-        } = &self.placing;
-        if message.founding != *founding {
-            return (base.members.len(), message.founding) > (own_base.members.len(), *founding);
+        let own = &self.placing;
+        if message.founding != own.founding {
+            let theirs = (base.members.len(), message.founding);
+            return theirs > (own.base.members.len(), own.founding);
         }
-        let own_switched = (*stage == Stage::Switched).then(|| size(own_target));
-        (message.epoch, base.id, switched.map(size)) > (*epoch, own_base.id, own_switched)
+        if (message.epoch, base.id) != (own.epoch, own.base.id) {
+            return (message.epoch, base.id) > (own.epoch, own.base.id);
+        }
+        match (stage, own.stage) {
+            (Stage::Switched, Stage::Switched) => size(target) > size(&own.target),
+            (Stage::Switched, _) => true,
+            // It was told to be Joint, and an earlier life of it may have been Ready.
+            (Stage::Ready, Stage::Joint) => !own.turned_here,
+            _ => false,
+        }
     }
 
     /// The marks of a member in a message.
@@ -462,10 +465,11 @@ impl Membership {
             stage,
             ..
         } = &self.placing;
-        let is_me_switched = *stage == Stage::Switched && *id == *self.me.identity.id;
+        let is_me = *id == *self.me.identity.id;
         mark(BASE, base.contains(id))
             | mark(TARGET, target.contains(id))
-            | mark(SWITCHED, is_me_switched)
+            | mark(SWITCHED, is_me && *stage == Stage::Switched)
+            | mark(READY, is_me && *stage == Stage::Ready)
     }
 
     /// Goes on as far as what is known allows, and says so.
@@ -744,8 +748,10 @@ const BASE: u8 = 1;
 const TARGET: u8 = 2;
 /// The sender itself, when it reads from the new roster.
 const SWITCHED: u8 = 4;
+/// The sender itself, when it is ready to.
+const READY: u8 = 8;
 /// All the marks there are.
-pub(super) const MARKS: u8 = BASE | TARGET | SWITCHED;
+pub(super) const MARKS: u8 = BASE | TARGET | SWITCHED | READY;
 
 fn mark(mark: u8, is_set: bool) -> u8 {
     if is_set { mark } else { 0 }

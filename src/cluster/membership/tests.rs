@@ -1203,15 +1203,20 @@ fn any_identity() -> impl Strategy<Value = Identity> {
 
 fn any_update() -> impl Strategy<Value = Update> {
     let state = prop::sample::select(vec![State::Alive, State::Suspect, State::Dead, State::Left]);
-    (any_identity(), state, any::<u64>(), any_standing(), 0..8_u8).prop_map(
-        |(identity, state, incarnation, standing, marks)| Update {
+    (
+        any_identity(),
+        state,
+        any::<u64>(),
+        any_standing(),
+        0..16_u8,
+    )
+        .prop_map(|(identity, state, incarnation, standing, marks)| Update {
             identity,
             state,
             incarnation,
             standing,
             marks,
-        },
-    )
+        })
 }
 
 fn any_standing() -> impl Strategy<Value = Standing> {
@@ -1261,7 +1266,7 @@ fn any_kind() -> impl Strategy<Value = Kind> {
 fn any_message() -> impl Strategy<Value = Message> {
     (
         any_identity(),
-        (any::<(u64, bool, u64)>(), any_standing(), 0..8_u8),
+        (any::<(u64, bool, u64)>(), any_standing(), 0..16_u8),
         any_kind(),
         prop::collection::vec(any_update(), 0..20),
     )
