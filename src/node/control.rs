@@ -34,6 +34,9 @@ const VIEWS_WAITING_MAX: usize = 4;
 /// How often a node that knows no cluster says so.
 const WAITING_COMPLAINT: Duration = Duration::from_secs(10);
 
+/// So many looks at the cores in a row must find that nothing is left to hand over.
+const QUIET_TICKS: u32 = 3;
+
 /// The shortest time between two looks at the clock.
 const TICK_MIN: Duration = Duration::from_millis(5);
 
@@ -111,8 +114,9 @@ pub struct Control {
     draining: Arc<AtomicBool>,
     cluster_counts: Vec<SharedCounts>,
     events: std::sync::mpsc::Sender<Event>,
-    /// Whether the main thread has yet to be told that others can do without this node.
-    handing_over: Cell<bool>,
+    /// Whether the main thread has yet to be told that others can do without this node, and
+    /// how many ticks in a row they could.
+    handing_over: Cell<Option<u32>>,
     contacts: RefCell<Contacts<Client>>,
     watchers: RefCell<Vec<Weak<RefCell<Option<Waker>>>>>,
     changes: Cell<u64>,
@@ -143,7 +147,7 @@ impl Control {
             draining: parts.draining,
             cluster_counts: parts.cluster_counts,
             events: parts.events,
-            handing_over: Cell::new(false),
+            handing_over: Cell::new(None),
             contacts: RefCell::default(),
             watchers: RefCell::default(),
             changes: Cell::new(0),
@@ -215,21 +219,25 @@ impl Control {
         self.membership
             .borrow_mut()
             .drain(now_ms(), &mut self.rng.borrow_mut());
-        self.handing_over.set(true);
+        self.handing_over.set(Some(0));
         self.act();
     }
 
     /// Tells the main thread when nothing is left that others need this node for.
     fn conclude_drain(&self) {
-        if !self.handing_over.get() {
+        let Some(ticks) = self.handing_over.get() else {
             return;
-        }
+        };
         let view = self.view();
         let (followed, _) = self.readiness.followed();
         let counts = self.cluster_counts.iter().map(SharedCounts::read);
         let unsent: u64 = counts.map(|counts| counts.unsent).sum();
-        if followed == view.version() && unsent == 0 && view.can_spare_me() {
-            self.handing_over.set(false);
+        let can_go = followed == view.version() && unsent == 0 && view.can_spare_me();
+        // What the cores count is as old as their last tick: it has to hold for a while.
+        let ticks = if can_go { ticks + 1 } else { 0 };
+        self.handing_over.set(Some(ticks));
+        if ticks >= QUIET_TICKS {
+            self.handing_over.set(None);
             tracing::info!("drained: others hold all that this node holds");
             let _ = self.events.send(Event::HandedOver);
         }

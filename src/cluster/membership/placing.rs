@@ -8,11 +8,12 @@
 //! Asynchronous Schema Change in F1", 2013):
 //!
 //! ```text
-//!                reads from   writes to      goes on when every node that serves says
-//!   Settled      old          old            it is settled there, and the members have changed
-//!   Joint        old          old and new    it is Joint and holds all that it owns by the new one
-//!   Switched     new          old and new    it is Switched
-//!   Settled      new          new
+//!              reads from   writes to      goes on when
+//!   Settled    old          old            the members make up another roster
+//!   Joint      old          old and new    all are Joint, and hold what they own by the new one
+//!   Ready      old          old and new    all are Ready
+//!   Switched   new          old and new    all are Switched
+//!   Settled    new          new
 //! ```
 //!
 //! "Writes to old and new" means a quorum of each. Nodes in neighbouring stages find each
@@ -21,26 +22,36 @@
 //! ever acknowledged. Each node says in its [`Standing`] where it stands, and only once all
 //! its cores go by it; standings spread like all news.
 //!
+//! **All** are those that serve or may serve: also members that are dead within the grace,
+//! which may be wrong; not those that said goodbye. When the grace is over the dead are
+//! removed, and by then they are fenced.
+//!
 //! **Exclusive.** Stages advance, and members are removed, only where more than half of the
 //! old roster is alive, so at most one side of a partition changes owners. A node that sees
 //! more than half of the roster dead for half of the grace is *fenced*: by the end of the
-//! grace the others may have gone on without it, so it stops serving quorums.
+//! grace the others may have gone on without it, so it stops serving quorums. So is one whose
+//! process stood still for as long, until it hears of the others.
+//!
+//! **Turning back.** A change goes to its end before the next begins, unless nobody can have
+//! switched: while this node has not said that it is Ready, or when another has turned to
+//! another roster and so never said it. A node that was told of a change by others does not
+//! know what an earlier life of it has said, and does not turn by itself.
+//!
+//! **Copies** count only with those they were made with ([`Membership::copying`]): when one
+//! of them turned away meanwhile, or restarted, what it wrote past a new owner is not
+//! there. Comparing anew costs little.
 //!
 //! **Left behind.** Rosters are counted: the epoch grows with each that is settled. A node
-//! that hears of a greater epoch, or starts, takes over the roster of the one that told it,
-//! and so does one that is Joint and hears of one that has Switched. Of two rosters of one
-//! epoch, which only clusters founded apart have, the larger goes.
-//!
-//! **Changes that overtake each other.** A change goes to its end before the next begins,
-//! unless its Joint stage can be given up: while this node itself or a newcomer has not said
-//! that it holds everything, or another has turned to another roster, nobody can have
-//! switched. Should one have, because it knew more, the others hear of it and follow; until
-//! then their terms do not agree, and what they answer each other does not count.
+//! that hears of a greater epoch, or starts, takes over where the one that told it stands,
+//! and so does one that is told of a later stage than it may know of. A roster is named by
+//! what came before it ([`Roster`]), so that a node that was away while members left and came
+//! back sees that it is not the roster it knew. Of two clusters founded apart the larger goes
+//! on.
 //!
 //! **Places.** One that died keeps its place for the grace; one that drains keeps it because
 //! it is most likely restarted. But when the roster could not spare all that are away and
-//! drain together with a quorum left for every key, they lose their places, and the drain
-//! waits until others hold what they had. Nobody leaves before all agree on who is about to.
+//! drain together with a quorum left for every key, those that drain lose their places, and
+//! wait until others hold what they had. Nobody leaves before all agree on who is about to.
 
 use std::sync::Arc;
 
