@@ -507,6 +507,10 @@ impl Core {
             self.links.wake_due(&self.cluster.borrow());
             self.after_cluster();
             self.report_readiness();
+            if self.draining.load(Ordering::Relaxed) {
+                // Whoever waits for this core to have nothing left need not wait for long.
+                self.publish();
+            }
         }
     }
 
