@@ -73,11 +73,25 @@ impl Clients {
     ///
     /// When a key cannot be stored.
     pub fn start(workload: Workload, addresses: &[String]) -> io::Result<Self> {
+        Self::start_on(workload, addresses, addresses.len())
+    }
+
+    /// The same when only the first few of the nodes are in service.
+    ///
+    /// # Errors
+    ///
+    /// When a key cannot be stored.
+    pub fn start_on(
+        workload: Workload,
+        addresses: &[String],
+        in_service: usize,
+    ) -> io::Result<Self> {
         let nodes = addresses
             .iter()
-            .map(|address| {
+            .enumerate()
+            .map(|(node, address)| {
                 let address = address.parse().map_err(io::Error::other)?;
-                let in_service = AtomicBool::new(true);
+                let in_service = AtomicBool::new(node < in_service);
                 Ok(Target {
                     address,
                     in_service,
@@ -272,6 +286,15 @@ struct Shared {
     over: AtomicBool,
 }
 
+impl Shared {
+    /// The nodes in service.
+    fn in_service(&self) -> Vec<usize> {
+        let nodes = self.nodes.iter().enumerate();
+        let in_service = nodes.filter(|(_, node)| node.in_service.load(Ordering::Relaxed));
+        in_service.map(|(node, _)| node).collect()
+    }
+}
+
 struct Target {
     address: SocketAddr,
     in_service: AtomicBool,
@@ -458,12 +481,8 @@ impl<'a> Client<'a> {
 
     /// A node in service, not this one.
     fn choose(&mut self, except: Option<usize>) -> usize {
-        let nodes = self.shared.nodes.iter().enumerate();
-        let in_service = nodes.filter(|(_, node)| node.in_service.load(Ordering::Relaxed));
-        let choice: Vec<usize> = in_service
-            .map(|(node, _)| node)
-            .filter(|&node| Some(node) != except)
-            .collect();
+        let mut choice = self.shared.in_service();
+        choice.retain(|&node| Some(node) != except);
         let index = self.random.below(choice.len());
         choice.get(index).copied().or(except).unwrap_or(0)
     }
@@ -540,14 +559,15 @@ impl<'a> Client<'a> {
         self.tally.findings.push(Finding { at, kind, what });
     }
 
-    /// Sends one request for each of its keys, many at a time, to one node.
+    /// Sends one request for each of its keys, many at a time, to one node in service.
     fn pipeline(
         &mut self,
         request: impl Fn(&Self, usize) -> Vec<u8>,
         mut take: impl FnMut(&mut Self, usize, Answer) -> io::Result<()>,
     ) -> io::Result<()> {
-        let nodes = &self.shared.nodes;
-        let address = nodes[self.number % nodes.len()].address;
+        let in_service = self.shared.in_service();
+        let node = in_service[self.number % in_service.len()];
+        let address = self.shared.nodes[node].address;
         let mut connection = Connection::open(address, self.shared.workload.patience)?;
         let keys: Vec<usize> = self.keys().collect();
         for keys in keys.chunks(PIPELINE) {

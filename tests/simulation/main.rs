@@ -15,14 +15,22 @@ mod world;
 use history::{Broken, Kind, Request};
 use hypercache::cluster::Consistency;
 use hypercache::cluster::rng::Rng;
-use world::{Event, HINTS_PER_NODE, NEVER_MS, Network, World, WorldSettings};
+use world::{
+    CLOCK_OFF_MS_MAX, Event, HINTS_PER_NODE, NEVER_MS, Network, SHARD_BYTES_MAX, World,
+    WorldSettings,
+};
 
 const SEEDS: u64 = 1_000;
 /// How long the dead keep their places where they lose them at all.
 const GRACE_MS: u64 = 2_000;
+/// The longest life of a value where values expire.
+const TTL_MS_MAX: usize = 3_000;
+/// Replicas that evict and differ are compared for so long until they leave it at that, and
+/// then have to stay as they are for as long again.
+const QUIET_MS: u64 = 5_000;
 /// So many seeds have to show a planted fault.
 #[cfg(feature = "mutations")]
-const FAULT_SEEDS: u64 = 400;
+const FAULT_SEEDS: u64 = 1_000;
 
 /// Runs one seed.
 fn simulate(seed: u64) -> Result<(), Broken> {
@@ -32,6 +40,10 @@ fn simulate(seed: u64) -> Result<(), Broken> {
     // Now and then nodes die for good and lose their places. Then nobody else is cut off or
     // hangs for as long as that: what happens after the grace under partition is no promise.
     let removes = sync && nodes > 3 && rng.below(4) == 0;
+    // Now and then shards are too small for their keys and evict all the time.
+    let evicts = rng.below(8) == 0;
+    // Without comparison nobody would find what came back behind a value that expired.
+    let expires = sync && rng.below(4) == 0;
     let settings = WorldSettings {
         nodes,
         spares: rng.below(3),
@@ -48,13 +60,15 @@ fn simulate(seed: u64) -> Result<(), Broken> {
         } else {
             3_600_000
         },
-        keys: 1 + rng.below(6),
+        keys: if evicts { 60 } else { 1 + rng.below(6) },
+        items_max: if evicts { 1 + rng.below(10) } else { 0 },
     };
     let mut world = World::new(settings, Rng::new(rng.next_u64()));
     settle(&mut world, 20_000)?;
     let mut driver = Driver {
         rng,
         settings,
+        expires,
         values: 0,
         deadline: world.now + if removes { 10_000 } else { 4_000 },
     };
@@ -69,7 +83,10 @@ fn simulate(seed: u64) -> Result<(), Broken> {
         bounds(&world)?;
     }
     driver.heal(&mut world);
-    let settled = settle(&mut world, 60_000).and_then(|()| agreement(&world));
+    let settled = settle(&mut world, 60_000).and_then(|()| match evicts {
+        true => quiet(&mut world),
+        false => agreement(&world),
+    });
     if settled.is_err() && setting("HC_SIM_SEED").is_some() {
         eprintln!("{settings:?}\n{}", world.describe());
     }
@@ -80,10 +97,15 @@ fn simulate(seed: u64) -> Result<(), Broken> {
             .iter()
             .filter(|request| request.key == key)
             .collect();
+        history::nothing_is_made_up(&history)?;
+        if evicts {
+            // The newest may be gone, and anything older in its place.
+            continue;
+        }
         let owners = world.owners(key);
         let owner = owners.into_iter().find(|&owner| world.nodes[owner].up);
         let value = world.value(owner.ok_or("no owner is left")?, key);
-        history::ends_with(&history, value.as_deref())?;
+        history::ends_with(&history, value.as_deref(), world.now)?;
         history::quorum_reads(&history)?;
         history::order_of_writes(&history)?;
     }
@@ -93,6 +115,8 @@ fn simulate(seed: u64) -> Result<(), Broken> {
 struct Driver {
     rng: Rng,
     settings: WorldSettings,
+    /// Whether some values expire.
+    expires: bool,
     values: u64,
     deadline: u64,
 }
@@ -125,8 +149,10 @@ impl Driver {
             1 => Consistency::All,
             _ => Consistency::Quorum,
         };
+        let expires = self.expires && matches!(kind, Kind::Put(_)) && self.rng.below(2) == 0;
+        let ttl_ms = expires.then(|| 1 + self.rng.below(TTL_MS_MAX) as u64);
         if kind == Kind::Get || world.takes_writes(node) {
-            world.request(node, key, kind, consistency);
+            world.request_expiring(node, key, kind, consistency, ttl_ms);
         }
     }
 
@@ -167,8 +193,14 @@ impl Driver {
             7 => (0..nodes).for_each(|node| world.resume(node)),
             8 => world.nodes[one].slow_ms = self.rng.below(80) as u64,
             9 => {
-                // Now and then a clock is further off than allowed.
-                let most = if self.rng.below(6) == 0 { 900 } else { 200 };
+                // Now and then a clock is further off than allowed, but not where values
+                // expire by it.
+                let is_wrong = self.rng.below(6) == 0 && !self.expires;
+                let most = if is_wrong {
+                    900
+                } else {
+                    CLOCK_OFF_MS_MAX as usize
+                };
                 world.nodes[one].skew_ms = self.rng.below(2 * most + 1) as i64 - most as i64;
             }
             10..12 => self.change_members(world, one),
@@ -204,19 +236,24 @@ impl Driver {
         if !copies || is_under_way || world.weakness() > 0 && world.nodes[one].up {
             return;
         }
-        if world.nodes[one].up {
-            world.drain(one);
-        } else {
+        if !world.nodes[one].up {
             world.restart_empty(one);
+        } else if world
+            .up()
+            .any(|node| node != one && world.takes_writes(node))
+        {
+            // The last one stays: restarted alone it would wait for the others.
+            world.drain(one);
         }
     }
 
     fn heal(&mut self, world: &mut World) {
+        let most = CLOCK_OFF_MS_MAX as i64;
         world.network = Network::default();
         world.cut.clear();
         for node in 0..world.nodes.len() {
             world.nodes[node].slow_ms = 0;
-            world.nodes[node].skew_ms = world.nodes[node].skew_ms.clamp(-200, 200);
+            world.nodes[node].skew_ms = world.nodes[node].skew_ms.clamp(-most, most);
             world.resume(node);
         }
     }
@@ -230,7 +267,8 @@ fn settle(world: &mut World, ms: u64) -> Result<(), Broken> {
         while world.run_until(until).is_some() {}
         let cores = world.up().flat_map(|node| &world.nodes[node].cores);
         let quiet = cores.map(|core| core.unsent()).sum::<usize>() == 0;
-        if world.converged() && world.lacking() == 0 && quiet && agreement(world).is_ok() {
+        let alike = world.evicts() || agreement(world).is_ok();
+        if world.converged() && world.lacking() == 0 && quiet && alike {
             return Ok(());
         }
     }
@@ -249,12 +287,36 @@ fn bounds(world: &World) -> Result<(), Broken> {
             if core.hints().len() > 2 * HINTS_PER_NODE {
                 return Err(format!("{} keeps too many hints", node.id));
             }
-            if core.local().shard().bytes() > 4 << 20 {
+            let shard = core.local().shard();
+            if shard.bytes() > SHARD_BYTES_MAX {
                 return Err(format!("{} holds too many bytes", node.id));
+            }
+            let items_max = world.settings().items_max;
+            if items_max > 0 && shard.len() > items_max {
+                return Err(format!("{} holds too many items", node.id));
             }
         }
     }
     Ok(())
+}
+
+/// Once clients are gone, replicas that cannot hold everything do not go on filling each
+/// other up.
+fn quiet(world: &mut World) -> Result<(), Broken> {
+    let mut run = |ms: u64| {
+        let end = world.now + ms;
+        while world.run_until(end).is_some() {}
+        world.evicted()
+    };
+    let before = run(QUIET_MS);
+    let after = run(QUIET_MS);
+    bounds(world)?;
+    match after - before {
+        0 => Ok(()),
+        evicted => Err(format!(
+            "{evicted} items were evicted though no client wrote"
+        )),
+    }
 }
 
 /// All owners of a key hold the same.

@@ -5,8 +5,8 @@ use hypercache::cluster::Consistency;
 use hypercache::cluster::rng::Rng;
 
 use crate::history::{Done, Kind};
-use crate::settle;
 use crate::world::{NEVER_MS, World, WorldSettings};
+use crate::{agreement, settle};
 
 fn start(settings: WorldSettings) -> World {
     let mut world = World::new(settings, Rng::new(1));
@@ -22,6 +22,7 @@ const SETTINGS: WorldSettings = WorldSettings {
     sync_interval_ms: 500,
     hint_ttl_ms: NEVER_MS,
     keys: 1,
+    items_max: 0,
 };
 
 /// Cuts some nodes off from all others, and heals what was cut before.
@@ -116,6 +117,30 @@ fn a_delete_missed_for_longer_than_hints_live_is_known_as_soon_as_the_node_is_ba
 }
 
 #[test]
+fn an_owner_that_is_back_before_a_value_expires_does_not_uncover_an_older_one() {
+    let mut world = start(WorldSettings {
+        nodes: 3,
+        replication: 3,
+        ..SETTINGS
+    });
+    let written = at_quorum(&mut world, 0, put("older"));
+    assert!(matches!(written, Done::Written(_)), "{written:?}");
+    isolate(&mut world, &[2]);
+    let newer = put("newer, for a while");
+    let number = world.request_expiring(0, 0, newer, Consistency::Quorum, Some(5_000));
+    run(&mut world, 3_000);
+    let written = &world.requests[number].result;
+    assert!(matches!(written, Some(Done::Written(_))), "{written:?}");
+    assert_eq!(world.value(2, 0).as_deref(), Some(&b"older"[..]));
+    world.cut.clear();
+    run(&mut world, 3_000);
+    for node in 0..3 {
+        assert_eq!(at_quorum(&mut world, node, Kind::Get), Done::Missing);
+        assert!(world.resident(node, 0).is_none(), "nothing is left");
+    }
+}
+
+#[test]
 fn a_minority_refuses_and_the_majority_serves() {
     let mut world = start(SETTINGS);
     isolate(&mut world, &[0, 1]);
@@ -202,9 +227,61 @@ fn what_both_sides_of_a_partition_wrote_at_one_is_settled_by_versions() {
     for owner in world.owners(0) {
         assert_eq!(world.value(owner, 0).as_deref(), Some(&b"later"[..]));
     }
-    let conflicts = world.nodes.iter().flat_map(|node| &node.cores);
-    let conflicts = conflicts.map(|core| core.counters().version_conflicts);
-    assert!(conflicts.sum::<u64>() > 0);
+    assert!(conflicts(&world) > 0);
+}
+
+/// How many writes met a newer one of their key.
+fn conflicts(world: &World) -> u64 {
+    let cores = world.nodes.iter().flat_map(|node| &node.cores);
+    cores.map(|core| core.counters().version_conflicts).sum()
+}
+
+const SYNC_INTERVAL_MS: u64 = 10_000;
+
+#[test]
+fn what_both_sides_wrote_for_a_minute_is_the_same_within_two_intervals_of_comparison() {
+    let mut world = start(WorldSettings {
+        dead_grace_ms: NEVER_MS,
+        sync_interval_ms: SYNC_INTERVAL_MS,
+        hint_ttl_ms: 5_000,
+        keys: 300,
+        ..SPLIT
+    });
+    let (few, most) = ([0, 1], [2, 3, 4]);
+    isolate(&mut world, &few);
+    let cut = world.now;
+    let mut acknowledged = [0, 0];
+    for key in 0..world.keys.len() {
+        // By turns the one and the other side is the last to write.
+        for turn in 0..2 {
+            let side = (key + turn) % 2;
+            let node = [few[key % 2], most[key % 3]][side];
+            let value = put(&format!("{key} by {side}"));
+            let number = world.request(node, key, value, Consistency::One);
+            run(&mut world, 100);
+            let result = &world.requests[number].result;
+            acknowledged[side] += usize::from(matches!(result, Some(Done::Written(_))));
+        }
+    }
+    assert_eq!(world.now - cut, 60_000);
+    let half = world.keys.len() / 2;
+    let many = acknowledged.iter().all(|&count| count > half);
+    assert!(many, "{acknowledged:?}");
+    let cores = world.nodes.iter().flat_map(|node| &node.cores);
+    let expired: u64 = cores.map(|core| core.hints().counters().expired).sum();
+    assert!(expired > world.keys.len() as u64, "{expired} hints expired");
+    assert!(agreement(&world).is_err(), "the sides differ");
+    let before = conflicts(&world);
+    world.cut.clear();
+    let healed = world.now;
+    while let Err(difference) = agreement(&world) {
+        let took = world.now - healed;
+        let in_time = took < 2 * SYNC_INTERVAL_MS;
+        assert!(in_time, "after {took} ms, 150 ms is usual: {difference}");
+        run(&mut world, 10);
+    }
+    settle(&mut world, 20_000).unwrap();
+    assert!(conflicts(&world) > before);
 }
 
 /// Writes all keys at QUORUM, one after the other, through nodes that take writes; returns

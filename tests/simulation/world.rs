@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use crate::history::{Done, Kind, Request};
+use crate::history::{Done, Expiry, Kind, Request};
 use hypercache::clock::{Origin, UnixMs};
 use hypercache::cluster::coordinator::{Config, Lane};
 use hypercache::cluster::hints::HintLimits;
@@ -33,7 +33,12 @@ const TICK_MS: u64 = 20;
 const PEER_TIMEOUT_MS: u64 = 200;
 pub const HEARTBEAT_MS: u64 = 100;
 pub const SKEW_MS_MAX: u64 = 500;
+pub const SHARD_BYTES_MAX: usize = 4 << 20;
 pub const HINTS_PER_NODE: usize = 500;
+/// How far clocks are from the true time, in either direction, where nobody sets them wrong.
+pub const CLOCK_OFF_MS_MAX: u64 = 200;
+/// Small steps that forget what has expired, between which clients are served.
+const REAP_STEPS: usize = 1_000;
 /// Longer than any simulation.
 pub const NEVER_MS: u64 = 1 << 40;
 
@@ -169,14 +174,16 @@ pub struct WorldSettings {
     pub sync_interval_ms: u64,
     pub hint_ttl_ms: u64,
     pub keys: usize,
+    /// What each core may hold; 0 for all there is.
+    pub items_max: usize,
 }
 
-fn shard(cores: CoreCount, core: CoreId) -> Shard {
+fn shard(cores: CoreCount, core: CoreId, items_max: usize) -> Shard {
     Shard::new(ShardConfig {
         cores,
         core,
-        items_max: 0,
-        bytes_max: 4 << 20,
+        items_max,
+        bytes_max: SHARD_BYTES_MAX,
         value_bytes_max: 64 << 10,
         tombstones_max: 10_000,
         eviction: EvictionPolicy::default(),
@@ -241,7 +248,8 @@ impl World {
             join_timeout_ms: 1_000,
             replication: self.settings.replication,
         };
-        let skew_ms = self.rng.below(2 * 200 + 1) as i64 - 200;
+        let most = CLOCK_OFF_MS_MAX as i64;
+        let skew_ms = self.rng.below(2 * CLOCK_OFF_MS_MAX as usize + 1) as i64 - most;
         let membership = Membership::new(
             config,
             identity,
@@ -275,8 +283,8 @@ impl World {
                     drop_grace_ms: 500,
                     bootstrap_timeout_ms: NEVER_MS,
                 };
-                let local =
-                    LocalStore::new(shard(count, core), Origin::of(&id, life as u8), 3_600_000);
+                let shard = shard(count, core, self.settings.items_max);
+                let local = LocalStore::new(shard, Origin::of(&id, life as u8), 3_600_000);
                 Coordinator::new(
                     config,
                     local,
@@ -381,6 +389,7 @@ impl World {
                 self.nodes[node].membership.tick(self.now, &mut rng);
                 for core in &mut self.nodes[node].cores {
                     core.tick(now);
+                    while core.local_mut().shard_mut().reap(now, REAP_STEPS) {}
                 }
                 self.schedule(TICK_MS, Event::Tick { node, life });
             }
@@ -632,6 +641,20 @@ impl World {
         kind: Kind,
         consistency: Consistency,
     ) -> usize {
+        self.request_expiring(node, key, kind, consistency, None)
+    }
+
+    /// The same, for a value that lives so long if one is put.
+    pub fn request_expiring(
+        &mut self,
+        node: usize,
+        key: usize,
+        kind: Kind,
+        consistency: Consistency,
+        ttl_ms: Option<u64>,
+    ) -> usize {
+        let now = self.time_of(node);
+        let expires_at = ttl_ms.map(|ttl_ms| UnixMs(now.0 + ttl_ms));
         let number = self.requests.len();
         self.requests.push(Request {
             key,
@@ -639,9 +662,12 @@ impl World {
             ended: u64::MAX,
             consistency,
             kind: kind.clone(),
+            expiry: expires_at.map(|at| Expiry {
+                first: at.0 - CLOCK_OFF_MS_MAX,
+                last: at.0 + CLOCK_OFF_MS_MAX,
+            }),
             result: None,
         });
-        let now = self.time_of(node);
         let bytes = self.keys[key].clone();
         let hash = KeyHash::of(&bytes);
         let cores = CoreCount::new(self.nodes[node].cores.len()).unwrap();
@@ -651,7 +677,7 @@ impl World {
             Kind::Get => Action::Get,
             Kind::Put(value) => Action::Put {
                 value: ValueIn::Bytes(value),
-                expires_at: None,
+                expires_at,
             },
             Kind::Delete => Action::Delete,
         };
@@ -723,6 +749,22 @@ impl World {
         let shard = self.nodes[node].cores[core.index()].local().shard();
         let item = shard.peek(hash, &self.keys[key], self.time_of(node))?;
         Some(item.value.bytes().to_vec())
+    }
+
+    pub fn settings(&self) -> &WorldSettings {
+        &self.settings
+    }
+
+    /// Whether nodes may be too small for what is written.
+    pub fn evicts(&self) -> bool {
+        self.settings.items_max > 0
+    }
+
+    /// How many items the nodes that are up have evicted.
+    pub fn evicted(&self) -> u64 {
+        let cores = self.up().flat_map(|node| &self.nodes[node].cores);
+        let evicted = cores.map(|core| core.local().shard().stats().evicted_items);
+        evicted.sum()
     }
 
     pub fn up(&self) -> impl Iterator<Item = usize> {

@@ -90,7 +90,7 @@ impl Load {
                 value = (last.status == 200).then_some(last.body);
                 last.status != 503
             });
-            history::ends_with(&of_key, value.as_deref())
+            history::ends_with(&of_key, value.as_deref(), u64::MAX)
                 .unwrap_or_else(|broken| panic!("{broken}"));
         }
     }
@@ -191,6 +191,7 @@ impl Drive<'_> {
                 ended: now(),
                 consistency: Consistency::Quorum,
                 kind,
+                expiry: None,
                 result: Some(done),
             });
             self.progress.finished.fetch_add(1, Ordering::Relaxed);

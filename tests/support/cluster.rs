@@ -44,6 +44,8 @@ pub trait Place: Send + Sync {
 pub struct Cluster {
     place: Arc<dyn Place>,
     env: Vec<(String, String)>,
+    /// So many of the nodes, the first ones, are the seeds of all.
+    founders: usize,
     nodes: Vec<Option<Node>>,
 }
 
@@ -51,6 +53,13 @@ impl Cluster {
     /// Starts `count` nodes and waits until each knows all and has its data.
     pub fn start(count: usize, env: &[(&str, &str)]) -> Self {
         Self::prepare(count, env).started()
+    }
+
+    /// The same with `spares` more nodes that are no seeds and not running yet.
+    pub fn start_with_spares(founders: usize, spares: usize, env: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::prepare(founders, env);
+        cluster.nodes.resize_with(founders + spares, || None);
+        cluster.started()
     }
 
     /// The same in a place of the test's own.
@@ -71,12 +80,13 @@ impl Cluster {
                 .chain(env)
                 .map(|&(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
+            founders: count,
             nodes: (0..count).map(|_| None).collect(),
         }
     }
 
     fn started(mut self) -> Self {
-        for node in 0..self.count() {
+        for node in 0..self.founders {
             self.launch(node);
         }
         self.settle();
@@ -104,7 +114,7 @@ impl Cluster {
     }
 
     pub fn seeds(&self) -> String {
-        let seeds = (0..self.count()).map(|node| {
+        let seeds = (0..self.founders).map(|node| {
             let address = self.address(node, PEERS);
             format!("{}@{address}", Self::id(node))
         });
