@@ -243,7 +243,7 @@ pub fn order_of_writes(history: &[&Request]) -> Result<(), Broken> {
     for (index, (version, write)) in acked.iter().enumerate() {
         let forgotten = forgotten(history, write.ended);
         let is_newer = |(other, earlier): &&(Version, &Request)| {
-            earlier.ended < write.started && other >= version && Some(*other) > forgotten
+            earlier.ended < write.started && other > version && Some(*other) > forgotten
         };
         if let Some((_, earlier)) = acked[..index].iter().find(is_newer) {
             let history = listed(history.iter().copied());
