@@ -18,6 +18,7 @@ const SETTINGS: WorldSettings = WorldSettings {
     sync_interval_ms: 10_000,
     hint_ttl_ms: NEVER_MS,
     keys: 1,
+    items_max: 0,
 };
 
 const DEAD_MS: u64 = 1_500;

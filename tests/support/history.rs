@@ -229,7 +229,7 @@ pub fn quorum_reads(history: &[&Request]) -> Result<(), Broken> {
     Ok(())
 }
 
-/// A write that began after another was acknowledged has a greater version, unless the other
+/// A write that began after another was acknowledged has no smaller version, unless the other
 /// may have been forgotten.
 pub fn order_of_writes(history: &[&Request]) -> Result<(), Broken> {
     let mut acked: Vec<_> = writes(history)
