@@ -34,7 +34,8 @@
 //!
 //! **Founding.** A node knows its cluster, [`Membership::joined`], when one that knows it has
 //! told it of all members; when all its seeds are there; or when they were waited for long
-//! enough and most of those named by id, this node counted, are there. So of the halves of
+//! enough and most of those named by id, this node counted, are there. While one is there that
+//! knows its cluster it waits to be told. So of the halves of
 //! a partition at most one founds a cluster anew, and a restarted node never takes the first
 //! few it meets for all there are. Where seeds have no ids nothing is known of how many
 //! there should be: such a node founds a cluster of its own after the wait, and the ones
@@ -230,6 +231,11 @@ impl Member {
             self.state = state;
             self.since_ms = now_ms;
         }
+    }
+
+    /// Whether it is dead by its own word.
+    fn said_goodbye(&self) -> bool {
+        self.state == State::Dead && self.standing.gone
     }
 
     fn to_update(&self) -> Update {
@@ -443,7 +449,7 @@ impl Membership {
         }
         if heard && matches!(kind, Kind::Gossip | Kind::GossipReply) {
             self.adopt(&message);
-            self.placing.stalled = false;
+            self.heard_all(&message);
         }
         self.look_for_cluster();
         self.review(rng);
@@ -491,6 +497,8 @@ impl Membership {
             false => State::Left,
         };
         self.me.incarnation = self.me.incarnation.saturating_add(1);
+        self.me.standing.sequence = self.me.standing.sequence.saturating_add(1);
+        self.me.standing.gone = true;
         self.me.enter(state, self.now_ms);
         self.mark_changed();
         self.round.clear();
@@ -550,7 +558,9 @@ impl Membership {
     /// clock that steps back stands still for one call.
     fn advance(&mut self, now_ms: u64) {
         let stood_still_ms = now_ms.saturating_sub(self.clock.told().0);
-        self.placing.stalled |= stood_still_ms >= self.config.dead_grace_ms / 2;
+        if stood_still_ms >= self.config.dead_grace_ms / 2 {
+            self.stood_still();
+        }
         let passed = self.clock.advance(UnixMs(now_ms));
         self.now_ms = self.started_ms.saturating_add(passed.0);
     }

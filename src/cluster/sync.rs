@@ -118,8 +118,10 @@ struct Session {
     number: u32,
     active: bool,
     failed: bool,
-    /// Whether being in step in this session counts.
+    /// Whether being in step in this session counts for what this node is to own.
     counts: bool,
+    /// Whether it does not count at all, because others are read from since it began.
+    void: bool,
     /// Items that went either way.
     moved: u64,
     to_compare: VecDeque<PartitionId>,
@@ -295,13 +297,19 @@ impl SyncState {
         }
     }
 
-    /// What was compared so far counts no more.
-    fn void(&mut self) {
-        for missing in self.missing.iter_mut().flatten() {
-            missing.in_step_with.clear();
+    /// What was compared so far counts no more: none of it if others are read from now, else
+    /// what is compared for owners to come, not what this node regains as an owner.
+    fn void(&mut self, all: bool, is_owned: impl Fn(PartitionId) -> bool) {
+        for partition in PartitionId::all() {
+            if let Some(missing) = &mut self.missing[partition.index()]
+                && (all || self.holding[partition.index()] || !is_owned(partition))
+            {
+                missing.in_step_with.clear();
+            }
         }
         for session in &mut self.sessions {
             session.counts = false;
+            session.void |= all;
         }
     }
 }
@@ -352,7 +360,9 @@ impl Coordinator {
             }
         }
         if view.rosters() != old.rosters() || recopies {
-            self.sync.void();
+            let reads_others = view.rosters().reading != old.rosters().reading;
+            self.sync
+                .void(reads_others, |partition| view.owns(partition));
         }
         let is_busy = self.sync.missing_count > missing_before
             || recopies && self.sync.missing_count > 0
@@ -531,7 +541,11 @@ impl Coordinator {
 
     /// This node has all that an owner has of a partition.
     fn in_step(&mut self, partition: PartitionId, node: NodeIx, holding: bool) {
-        let counts = self.sync.session(node).counts;
+        let session = self.sync.session(node);
+        // What it owns already it may have lost; what others write besides is no matter then.
+        let (counts, void) = (session.counts, session.void);
+        let is_owner = self.view.owns(partition) && !self.sync.holds(partition);
+        let counts = !void && (counts || is_owner);
         let Some(missing) = &mut self.sync.missing[partition.index()] else {
             return;
         };
@@ -558,7 +572,8 @@ impl Coordinator {
         let own = usize::from(view.owns(partition) && self.sync.holds(partition));
         let needed = in_step_needed(owners.len(), others().count()).saturating_sub(own);
         let all = || others().all(|owner| seen(*owner).is_some() || view.given_up(*owner));
-        if holders.count() >= needed || view.copying() && all() {
+        let may_count_all = view.copying() || own == 0 && view.owns(partition);
+        if holders.count() >= needed || may_count_all && all() {
             self.sync.progressed = self.steady.now();
             self.sync.hold(partition);
         }

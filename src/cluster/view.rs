@@ -48,7 +48,7 @@ pub struct Node {
     pub placed: bool,
     /// Whether it says that it holds all it owns.
     pub holding: bool,
-    /// Whether it is going to leave.
+    /// Whether it is going to leave, or has said goodbye.
     pub draining: bool,
 }
 
@@ -458,10 +458,10 @@ impl View {
     }
 
     /// Whether this node can leave without a key losing its quorum or its last copy: it owns
-    /// nothing, or enough others hold what it owns. With nobody there to take over it can.
+    /// nothing, or enough others hold what it owns. With nobody who could take over it can.
     pub fn can_spare_me(&self) -> bool {
         let me = self.parts.me;
-        let may_stay = |node: &Node| node.state != State::Dead && !node.draining;
+        let may_stay = |node: &Node| node.placed && !node.draining;
         let mut others = self.nodes().filter(|(ix, _)| *ix != me);
         if !self.parts.joined || !others.any(|(_, node)| may_stay(node)) {
             return true;

@@ -215,3 +215,179 @@ fn a_node_that_hung_through_a_restart_does_not_pass_for_one_that_has_all() {
         }
     }
 }
+
+/// A newcomer is ready, unheard, and is taken for dead; the others turn away, write, and take
+/// it back. It has to copy what they wrote meanwhile.
+#[test]
+fn a_newcomer_that_was_given_up_copies_anew() {
+    let settings = WorldSettings {
+        nodes: 4,
+        spares: 1,
+        keys: 60,
+        ..SETTINGS
+    };
+    let joining = || {
+        let mut world = start(settings);
+        for key in 0..60 {
+            assert!(is_written(ask(&mut world, 0, key, put("old"))));
+        }
+        world.restart_empty(4);
+        world
+    };
+    let mut world = joining();
+    let mut until_ready = 0_u64;
+    while world.nodes[4].membership.stage() != Stage::Ready {
+        run(&mut world, 1);
+        until_ready += 1;
+        assert!(until_ready < 10_000, "it never is");
+    }
+    for early in 1..4 {
+        let mut world = joining();
+        run(&mut world, until_ready - early);
+        world.cut.extend([(4, 0), (4, 1), (4, 2), (4, 3)]);
+        run(&mut world, early + 2);
+        isolate(&mut world, &[4]);
+        run(&mut world, DEAD_MS);
+        world.cut.extend([(3, 0), (0, 3), (3, 1), (1, 3)]);
+        let writes: Vec<usize> = (0..60)
+            .map(|key| world.request(0, key, put("new"), Consistency::Quorum))
+            .collect();
+        run(&mut world, 300);
+        let acknowledged: Vec<usize> = (0..60)
+            .filter(|&key| is_written(world.requests[writes[key]].result.clone()))
+            .collect();
+        // Those that took the writes do not hear of it when it is back.
+        world.cut.clear();
+        let apart = [(3, 0), (3, 1), (4, 0), (4, 1)];
+        world
+            .cut
+            .extend(apart.iter().flat_map(|&(a, b)| [(a, b), (b, a)]));
+        run(&mut world, 3_000);
+        for key in acknowledged {
+            match ask(&mut world, 3, key, Kind::Get) {
+                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{early} {key}"),
+                Some(Done::Failed) | None => {}
+                other => panic!("{early} {key}: {other:?}"),
+            }
+        }
+        world.cut.clear();
+        settle(&mut world, 30_000).unwrap();
+    }
+}
+
+/// Nodes that were suspended together hear each other first, and what waited in their sockets.
+#[test]
+fn nodes_that_stood_still_together_do_not_serve_what_others_have_left_behind() {
+    let mut world = start(WorldSettings {
+        nodes: 5,
+        dead_grace_ms: 4_000,
+        keys: 60,
+        ..SETTINGS
+    });
+    for key in 0..60 {
+        assert!(is_written(ask(&mut world, 0, key, put("old"))));
+    }
+    world.pause(3);
+    world.pause(4);
+    isolate(&mut world, &[3, 4]);
+    run(&mut world, 15_000);
+    let acknowledged: Vec<usize> = (0..60)
+        .filter(|&key| is_written(ask(&mut world, 0, key, put("new"))))
+        .collect();
+    assert!(!acknowledged.is_empty());
+    world.resume(3);
+    world.resume(4);
+    run(&mut world, 1);
+    for key in acknowledged {
+        for node in [3, 4] {
+            assert_eq!(ask(&mut world, node, key, Kind::Get), Some(Done::Failed));
+        }
+    }
+    world.cut.clear();
+    settle(&mut world, 30_000).unwrap();
+}
+
+/// The seeds of a cluster are those that founded it; meanwhile it has grown.
+#[test]
+fn a_restarted_founder_founds_no_second_cluster() {
+    for (nodes, spares) in [(3, 1), (3, 2), (4, 1)] {
+        let mut world = start(WorldSettings {
+            nodes,
+            spares,
+            ..SETTINGS
+        });
+        for newcomer in nodes..nodes + spares {
+            world.restart_empty(newcomer);
+            settle(&mut world, 20_000).unwrap();
+        }
+        let epoch = world.nodes[0].membership.epoch();
+        for restarted in 0..nodes + spares {
+            world.restart_empty(restarted);
+            for _ in 0..300 {
+                run(&mut world, 5);
+                for node in (0..nodes + spares).filter(|&node| node != restarted) {
+                    assert!(world.nodes[node].membership.epoch() >= epoch, "{node}");
+                }
+            }
+            settle(&mut world, 60_000).unwrap();
+        }
+    }
+}
+
+/// The last news of a node that leaves are lost.
+#[test]
+fn one_that_remains_of_two_settles() {
+    let leaving = || {
+        let mut world = start(WorldSettings {
+            nodes: 2,
+            keys: 4,
+            ..SETTINGS
+        });
+        world.drain(1);
+        world
+    };
+    let mut world = leaving();
+    let mut until_settled = 0_u64;
+    while world.nodes[1].membership.epoch() != 2 {
+        run(&mut world, 1);
+        until_settled += 1;
+        assert!(until_settled < 10_000, "it never does");
+    }
+    for early in 0..3 {
+        let mut world = leaving();
+        run(&mut world, until_settled - early);
+        world.cut.insert((1, 0));
+        run(&mut world, early + 200);
+        world.cut.clear();
+        settle(&mut world, 120_000).unwrap();
+        assert!(is_written(ask(&mut world, 0, 0, put("alone"))), "{early}");
+    }
+}
+
+/// All were told of a change, and the newcomer is gone for good.
+#[test]
+fn a_change_that_nobody_began_in_this_life_can_be_given_up() {
+    let mut world = start(WorldSettings {
+        spares: 2,
+        keys: 4,
+        ..SETTINGS
+    });
+    world.restart_empty(4);
+    settle(&mut world, 20_000).unwrap();
+    // As long as this one is dead within the grace the next change waits.
+    world.kill(4);
+    run(&mut world, DEAD_MS);
+    world.restart_empty(3);
+    run(&mut world, 3_000);
+    for node in 0..3 {
+        world.restart_empty(node);
+        run(&mut world, 3_000);
+    }
+    world.kill(3);
+    run(&mut world, 200_000);
+    for node in 0..3 {
+        let membership = &world.nodes[node].membership;
+        assert!(membership.placed(), "{node}: {:?}", membership.stage());
+        assert_eq!(membership.reading().members().len(), 3);
+    }
+}

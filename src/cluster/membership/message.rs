@@ -40,7 +40,7 @@ pub struct Message {
     pub epoch: u64,
     /// The sender's old roster.
     pub roster: RosterId,
-    /// To which of its own rosters the sender belongs, and whether it has switched.
+    /// To which of its own rosters the sender belongs, and whether it is ready or has switched.
     pub marks: u8,
     /// What it wants or answers.
     pub kind: Kind,
@@ -88,7 +88,7 @@ pub enum Kind {
 ///           count u16, update ×count
 /// update    identity, state u8, incarnation u64, standing, marks u8
 /// standing  life u64, sequence u32, epoch u64, target u64, attempt u32, copying u64, leavers u64,
-///           stage (2 bits), holding (1 bit), draining (1 bit) in u8
+///           stage (2 bits), holding, draining, gone (1 bit each) in u8
 /// identity  id text, peer address text, client address text
 /// text      length u16, UTF-8
 /// ```
@@ -225,6 +225,7 @@ impl Identity {
 const STAGE: u8 = 3;
 const HOLDING: u8 = 4;
 const DRAINING: u8 = 8;
+const GONE: u8 = 16;
 
 impl Standing {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -243,7 +244,8 @@ impl Standing {
         };
         let holding = if self.holding { HOLDING } else { 0 };
         let draining = if self.draining { DRAINING } else { 0 };
-        out.push(stage | holding | draining);
+        let gone = if self.gone { GONE } else { 0 };
+        out.push(stage | holding | draining | gone);
     }
 }
 
@@ -326,7 +328,7 @@ impl<'a> Reader<'a> {
             2 => Stage::Settled,
             _ => Stage::Ready,
         };
-        if flags & !(STAGE | HOLDING | DRAINING) != 0 {
+        if flags & !(STAGE | HOLDING | DRAINING | GONE) != 0 {
             return Err(Malformed);
         }
         Ok(Standing {
@@ -339,6 +341,7 @@ impl<'a> Reader<'a> {
             copying,
             holding: flags & HOLDING != 0,
             draining: flags & DRAINING != 0,
+            gone: flags & GONE != 0,
             leavers,
         })
     }

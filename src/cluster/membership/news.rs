@@ -62,6 +62,10 @@ impl Membership {
         if self.joined {
             return;
         }
+        let knows_it = |member: &Member| member.state.is_probed() && member.standing.serves();
+        if self.others.values().any(|peer| knows_it(&peer.member)) {
+            return;
+        }
         let (met, seeds) = self.seeds_met();
         let waited_ms = self.now_ms.saturating_sub(self.started_ms);
         if met == seeds || waited_ms >= self.config.join_timeout_ms && self.met_most() {

@@ -53,6 +53,7 @@
 //! drain together with a quorum left for every key, those that drain lose their places, and
 //! wait until others hold what they had. Nobody leaves before all agree on who is about to.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Kind, Member, Membership, Message, State};
@@ -64,7 +65,7 @@ use crate::mutation::{Mutation, planted};
 /// How many members are told of a new standing directly; the others hear of it.
 const TOLD_AT_ONCE: usize = 8;
 
-/// Names a roster by its members.
+/// Names a roster by its members and by what came before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RosterId(pub u64);
 
@@ -168,6 +169,8 @@ pub struct Standing {
     pub copying: u64,
     /// Whether it is going to leave.
     pub draining: bool,
+    /// Whether it has left: its goodbye, for those that hear of it from others.
+    pub gone: bool,
     /// Of whom it knows that they are going to leave; see [`Membership::leavers_agreed`].
     pub leavers: u64,
 }
@@ -194,7 +197,7 @@ impl Standing {
     /// Whether it holds all it owns by the new roster, from copies that count for one
     /// that copies with the same companions.
     fn has_copied(&self, epoch: u64, target: RosterId, companions: u64) -> bool {
-        self.reached(epoch, target, Stage::Ready)
+        self.reached(epoch, target, Stage::Switched)
             || self.reached(epoch, target, Stage::Joint)
                 && self.holding
                 && self.copying == companions
@@ -248,9 +251,9 @@ pub(super) struct Placing {
     draining: bool,
     /// Since when most of the roster is dead.
     majority_dead_since_ms: Option<u64>,
-    /// Whether this process stood still for so long that the others may have gone on, and
-    /// has not been told since.
-    pub(super) stalled: bool,
+    /// Of whom this node has heard since its process stood still for so long that the others
+    /// may have gone on; nothing once they are more than half of the roster, or it never did.
+    stalled: Option<BTreeSet<Arc<str>>>,
     fenced: bool,
 }
 
@@ -271,7 +274,7 @@ impl Placing {
             reviewed: 0,
             draining: false,
             majority_dead_since_ms: None,
-            stalled: false,
+            stalled: None,
             fenced: false,
         }
     }
@@ -317,7 +320,7 @@ impl Membership {
         self.placing.base.id
     }
 
-    /// Whether the roster to come is the one that the members make up now.
+    /// Whether this node has settled in the roster that the members make up now.
     pub fn placed(&self) -> bool {
         self.placing.stage == Stage::Settled && self.wanted() == *self.placing.base.members
     }
@@ -359,11 +362,14 @@ impl Membership {
         }
     }
 
-    /// Whether all that serve know of the same members that they are going to leave: then no
-    /// two leave that could not be spared together, neither knowing of the other.
+    /// Whether all that are there know of the same members that they are going to leave: then
+    /// no two leave that could not be spared together, neither knowing of the other. And
+    /// whether they have come as far as this node: nobody waits for what only it could say.
     pub fn leavers_agreed(&self) -> bool {
         let leavers = self.leavers();
-        let agrees = |member: &Member| member.standing.leavers == leavers;
+        let agrees = |member: &Member| {
+            member.standing.leavers == leavers && member.standing.epoch >= self.placing.epoch
+        };
         let mut others = self.others_needed();
         others.all(|member| !member.state.is_probed() || agrees(member))
             || planted(Mutation::LeaveUnannounced)
@@ -407,6 +413,11 @@ impl Membership {
         self.placing.target = target;
         self.placing.copying = 0;
         self.placing.turned_here = false;
+        self.changed_here();
+    }
+
+    /// This node stands elsewhere, and says so once its cores do.
+    fn changed_here(&mut self) {
         self.mark_changed();
         self.placing.version = self.version;
     }
@@ -450,7 +461,7 @@ impl Membership {
 
     /// Whether another node, which is in this stage on the way to this roster, is ahead.
     fn is_behind(&self, message: &Message, base: &Roster, stage: Stage, target: &Roster) -> bool {
-        let size = |roster: &Roster| (roster.members.len(), roster.id);
+        let rank = |roster: &Roster| (roster.members.len(), roster.id);
         let own = &self.placing;
         if message.founding != own.founding {
             let theirs = (base.members.len(), message.founding);
@@ -460,7 +471,7 @@ impl Membership {
             return (message.epoch, base.id) > (own.epoch, own.base.id);
         }
         match (stage, own.stage) {
-            (Stage::Switched, Stage::Switched) => size(target) > size(&own.target),
+            (Stage::Switched, Stage::Switched) => rank(target) > rank(&own.target),
             (Stage::Switched, _) => true,
             // It was told to be Joint, and an earlier life of it may have been Ready.
             (Stage::Ready, Stage::Joint) => !own.turned_here,
@@ -517,31 +528,34 @@ impl Membership {
             {
                 self.turn(wanted);
             }
-            Stage::Joint if copying != self.companions() => {
+            Stage::Joint | Stage::Ready if copying != self.companions() => {
                 self.placing.copying = self.companions();
-                self.mark_changed();
-                self.placing.version = self.version;
+                self.changed_here();
             }
-            Stage::Joint => {
-                let has_copied = |standing: &Standing| standing.has_copied(epoch, target, copying);
+            Stage::Joint | Stage::Ready => {
+                let may_go_on = |standing: &Standing| {
+                    standing.reached(epoch, target, stage)
+                        && standing.has_copied(epoch, target, copying)
+                };
+                let newcomers_are_there = stage == Stage::Ready || self.newcomers_have_copied();
                 if copying == 0
-                    || !self.all_needed(has_copied)
-                    || !self.newcomers_have_copied()
+                    || !newcomers_are_there
+                    || !self.all_needed(may_go_on)
                     || !self.sees_majority()
                 {
                     return false;
                 }
-                self.advance_to(Stage::Ready);
+                self.placing.stage = match stage {
+                    Stage::Joint => Stage::Ready,
+                    _ => Stage::Switched,
+                };
+                self.changed_here();
             }
-            Stage::Ready | Stage::Switched => {
-                let stood = |standing: &Standing| standing.reached(epoch, target, stage);
-                if !self.all_needed(stood) || !self.sees_majority() {
+            Stage::Switched => {
+                if !self.all_needed(|standing| standing.reached(epoch, target, Stage::Switched)) {
                     return false;
                 }
-                match stage {
-                    Stage::Ready => self.advance_to(Stage::Switched),
-                    _ => self.settle(epoch.saturating_add(1), self.placing.target.clone()),
-                }
+                self.settle(epoch.saturating_add(1), self.placing.target.clone());
             }
         }
         true
@@ -557,12 +571,6 @@ impl Membership {
         self.placing.attempt += 1;
         self.enter(Stage::Joint, Roster::after(base.id, wanted));
         self.placing.turned_here = true;
-    }
-
-    fn advance_to(&mut self, stage: Stage) {
-        self.placing.stage = stage;
-        self.mark_changed();
-        self.placing.version = self.version;
     }
 
     /// Says where this node stands, once its cores stand there.
@@ -614,16 +622,15 @@ impl Membership {
         has(&self.me.standing) && others.all(|member| has(&member.standing))
     }
 
-    /// The other members without whom this node does not go on: those that serve, and those
-    /// that are dead and may serve somewhere all the same. When the grace is over these are
-    /// removed, and by then they serve no quorums. Who drained before it died said goodbye.
+    /// The other members without whom this node does not go on: those that serve, those of the
+    /// old roster that may have begun to, and those that are dead and may serve somewhere all
+    /// the same. When the grace is over these are removed, and by then they serve no quorums.
     fn others_needed(&self) -> impl Iterator<Item = &Member> {
         let others = self.others.values().map(|peer| &peer.member);
         others.filter(|member| {
-            let is_lost = member.state == State::Dead
-                && !member.standing.draining
-                && self.may_own(&member.identity.id);
-            member.standing.serves() && (member.state.is_probed() || is_lost)
+            let serves =
+                member.standing.serves() || self.placing.base.contains(&member.identity.id);
+            serves && member.state != State::Left && !member.said_goodbye()
         })
     }
 
@@ -664,20 +671,35 @@ impl Membership {
         newcomers.all(has_copied)
     }
 
-    /// Whether this node can go to another roster than its target: nobody can have switched,
-    /// because this node, or another that turned away, never said that it is Ready.
+    /// Whether this node can go to another roster than its target: nobody can have switched.
+    /// So it is when this node never said that it is Ready, in this life or, if it was told of
+    /// the change, by what all others say that know this life; or when a member of the old
+    /// roster has turned away, which never said it either.
     fn may_turn(&self) -> bool {
-        let (epoch, target) = (self.placing.epoch, self.placing.target.id);
-        let turned = |member: &Member| {
-            let Standing {
-                epoch: its_epoch,
-                target: its_target,
-                ..
-            } = member.standing;
-            member.state.is_probed() && its_epoch == epoch && its_target != target
+        let Placing {
+            epoch,
+            ref base,
+            ref target,
+            stage,
+            turned_here,
+            copying,
+            ..
+        } = self.placing;
+        let is_joint = |standing: &Standing| {
+            standing.reached(epoch, target.id, Stage::Joint)
+                && standing.stage == Stage::Joint
+                && standing.copying == copying
         };
-        self.placing.stage == Stage::Joint && self.placing.turned_here
-            || self.others_needed().any(turned)
+        let never_ready =
+            stage == Stage::Joint && (turned_here || copying != 0 && self.all_needed(is_joint));
+        let turned = |member: &Member| {
+            member.state.is_probed()
+                && base.contains(&member.identity.id)
+                && member.standing.serves()
+                && member.standing.epoch == epoch
+                && member.standing.target != target.id
+        };
+        never_ready || self.others_needed().any(turned)
     }
 
     /// Whether more than half of the roster is alive.
@@ -687,6 +709,32 @@ impl Membership {
             .members()
             .filter(|member| member.state == State::Alive && base.contains(&member.identity.id));
         alive.count() * 2 > base.members.len()
+    }
+
+    /// The process stood still: whoever else is on this machine may have as well. Under a new
+    /// incarnation it can tell what was said since from what waited in its sockets.
+    pub(super) fn stood_still(&mut self) {
+        self.placing.stalled = Some(BTreeSet::new());
+        self.me.incarnation = self.me.incarnation.saturating_add(1);
+        self.mark_changed();
+    }
+
+    /// A member has told all it knows.
+    pub(super) fn heard_all(&mut self, message: &Message) {
+        let me = &self.me;
+        let knows_me = message.updates.iter().any(|update| {
+            update.identity.id == me.identity.id && update.incarnation >= me.incarnation
+        });
+        let Placing { base, stalled, .. } = &mut self.placing;
+        if let Some(heard) = stalled
+            && knows_me
+            && base.contains(&message.from.id)
+        {
+            heard.insert(Arc::clone(&message.from.id));
+            if (heard.len() + 1) * 2 > base.members.len() {
+                *stalled = None;
+            }
+        }
     }
 
     fn mind_the_fence(&mut self) {
@@ -700,7 +748,7 @@ impl Membership {
         let since = (dead.count() * 2 > base.members.len())
             .then(|| self.placing.majority_dead_since_ms.unwrap_or(now_ms));
         let is_over = |since| now_ms.saturating_sub(since) >= self.config.dead_grace_ms / 2;
-        let stalled = self.placing.stalled && base.members.len() > 1;
+        let stalled = self.placing.stalled.is_some() && base.members.len() > 1;
         let cut_off = since.is_some_and(is_over) && !planted(Mutation::IgnoreFence);
         let fenced = cut_off || stalled;
         self.placing.majority_dead_since_ms = since;
@@ -722,7 +770,6 @@ impl Membership {
         let serves = |member: &Member| member.standing.serves() || is_me(member);
         let copies = self.config.replication.clamp(1, base.members.len().max(1));
         let spare = copies - Consistency::Quorum.needed(copies);
-        // The dead that did not say goodbye are only away for now.
         let away =
             |member: &&Member| has_place(member) && (member.state == State::Dead || drains(member));
         let leaves = |member: &Member| member.state.is_probed() && drains(member);
@@ -734,6 +781,8 @@ impl Membership {
             && self.sees_majority();
         let is_wanted = |member: &&Member| match member.state {
             State::Left => false,
+            // Without a goodbye it is only away for now.
+            State::Dead if !member.said_goodbye() => has_place(member),
             _ if drains(member) => has_place(member) && !crowded,
             State::Dead => has_place(member),
             State::Alive | State::Suspect => has_place(member) || serves(member),

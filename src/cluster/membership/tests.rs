@@ -1239,6 +1239,7 @@ fn any_standing() -> impl Strategy<Value = Standing> {
                 copying: epoch,
                 holding,
                 draining,
+                gone: draining,
                 leavers,
             },
         )
