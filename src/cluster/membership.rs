@@ -558,7 +558,13 @@ impl Membership {
     /// clock that steps back stands still for one call.
     fn advance(&mut self, now_ms: u64) {
         let stood_still_ms = now_ms.saturating_sub(self.clock.told().0);
-        if stood_still_ms >= self.config.dead_grace_ms / 2 {
+        let Config {
+            heartbeat_ms,
+            dead_grace_ms,
+            ..
+        } = self.config;
+        // For less nobody takes it for dead.
+        if stood_still_ms >= (dead_grace_ms / 2).max(later(0, heartbeat_ms, DEAD_HEARTBEATS)) {
             self.stood_still();
         }
         let passed = self.clock.advance(UnixMs(now_ms));

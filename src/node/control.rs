@@ -229,10 +229,10 @@ impl Control {
             return;
         };
         let view = self.view();
-        let (followed, _) = self.readiness.followed();
+        let followed = self.membership.borrow().is_followed();
         let counts = self.cluster_counts.iter().map(SharedCounts::read);
         let unsent: u64 = counts.map(|counts| counts.unsent).sum();
-        let can_go = followed == view.version() && unsent == 0 && view.can_spare_me();
+        let can_go = followed && unsent == 0 && view.can_spare_me();
         // What the cores count is as old as their last tick: it has to hold for a while.
         let ticks = if can_go { ticks + 1 } else { 0 };
         self.handing_over.set(Some(ticks));

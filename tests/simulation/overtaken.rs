@@ -35,6 +35,38 @@ fn ask(world: &mut World, node: usize, key: usize, kind: Kind) -> Option<Done> {
     world.requests[number].result.clone()
 }
 
+/// Writes all keys through one node at once; returns those that were acknowledged in time.
+fn write_all(world: &mut World, node: usize, ms: u64) -> Vec<usize> {
+    let keys = 0..world.keys.len();
+    let write = |key| world.request(node, key, put("new"), Consistency::Quorum);
+    let writes: Vec<usize> = keys.clone().map(write).collect();
+    run(world, ms);
+    let result = |key: &usize| world.requests[writes[*key]].result.clone();
+    keys.filter(|key| is_written(result(key))).collect()
+}
+
+/// A read of what was acknowledged may be refused, but finds nothing older.
+fn assert_nothing_older(world: &mut World, node: usize, keys: &[usize], when: u64) {
+    for &key in keys {
+        match ask(world, node, key, Kind::Get) {
+            Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{when} {key}"),
+            Some(Done::Failed) | None => {}
+            other => panic!("{when} {key}: {other:?}"),
+        }
+    }
+}
+
+fn assert_all_found(world: &mut World, nodes: &[usize], keys: &[usize]) {
+    for &key in keys {
+        for &node in nodes {
+            match ask(world, node, key, Kind::Get) {
+                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{key} at {node}"),
+                other => panic!("{key} at {node}: {other:?}"),
+            }
+        }
+    }
+}
+
 fn is_written(done: Option<Done>) -> bool {
     matches!(done, Some(Done::Written(_)))
 }
@@ -119,22 +151,10 @@ fn a_newcomer_that_vanishes_at_any_moment_of_a_change_loses_nothing() {
         isolate(&mut world, &[3]);
         run(&mut world, DEAD_MS);
         world.cut.extend([(0, 2), (2, 0), (1, 2), (2, 1)]);
-        let writes: Vec<usize> = (0..40)
-            .map(|key| world.request(0, key, put("new"), Consistency::Quorum))
-            .collect();
-        run(&mut world, 300);
-        let acknowledged: Vec<usize> = (0..40)
-            .filter(|&key| is_written(world.requests[writes[key]].result.clone()))
-            .collect();
+        let acknowledged = write_all(&mut world, 0, 300);
         isolate(&mut world, &[0, 1]);
         run(&mut world, 700);
-        for key in acknowledged {
-            match ask(&mut world, 2, key, Kind::Get) {
-                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{moment} {key}"),
-                Some(Done::Failed) | None => {}
-                other => panic!("{moment} {key}: {other:?}"),
-            }
-        }
+        assert_nothing_older(&mut world, 2, &acknowledged, moment);
         world.cut.clear();
         settle(&mut world, 30_000).unwrap();
     }
@@ -163,25 +183,12 @@ fn owners_change_only_when_one_that_hangs_has_come_along() {
     // It wakes, and its clients write before it has heard of anything.
     world.cut.insert((3, 2));
     world.nodes[3].paused = false;
-    let writes: Vec<usize> = (0..40)
-        .map(|key| world.request(3, key, put("new"), Consistency::Quorum))
-        .collect();
-    run(&mut world, 1_000);
-    let acknowledged: Vec<usize> = (0..40)
-        .filter(|&key| is_written(world.requests[writes[key]].result.clone()))
-        .collect();
+    let acknowledged = write_all(&mut world, 3, 1_000);
     world.cut.clear();
     world.resume(3);
     settle(&mut world, 30_000).unwrap();
     assert_eq!(world.nodes[0].membership.epoch(), 2);
-    for key in acknowledged {
-        for node in 0..5 {
-            match ask(&mut world, node, key, Kind::Get) {
-                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{key} at {node}"),
-                other => panic!("{key} at {node}: {other:?}"),
-            }
-        }
-    }
+    assert_all_found(&mut world, &[0, 1, 2, 3, 4], &acknowledged);
 }
 
 /// One hangs, another is restarted meanwhile, and both are members of a roster with the same
@@ -206,14 +213,7 @@ fn a_node_that_hung_through_a_restart_does_not_pass_for_one_that_has_all() {
     assert!(!acknowledged.is_empty());
     world.resume(1);
     settle(&mut world, 30_000).unwrap();
-    for key in acknowledged {
-        for node in 0..4 {
-            match ask(&mut world, node, key, Kind::Get) {
-                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{key} at {node}"),
-                other => panic!("{key} at {node}: {other:?}"),
-            }
-        }
-    }
+    assert_all_found(&mut world, &[0, 1, 2, 3], &acknowledged);
 }
 
 /// A newcomer is ready, unheard, and is taken for dead; the others turn away, write, and take
@@ -249,13 +249,7 @@ fn a_newcomer_that_was_given_up_copies_anew() {
         isolate(&mut world, &[4]);
         run(&mut world, DEAD_MS);
         world.cut.extend([(3, 0), (0, 3), (3, 1), (1, 3)]);
-        let writes: Vec<usize> = (0..60)
-            .map(|key| world.request(0, key, put("new"), Consistency::Quorum))
-            .collect();
-        run(&mut world, 300);
-        let acknowledged: Vec<usize> = (0..60)
-            .filter(|&key| is_written(world.requests[writes[key]].result.clone()))
-            .collect();
+        let acknowledged = write_all(&mut world, 0, 300);
         // Those that took the writes do not hear of it when it is back.
         world.cut.clear();
         let apart = [(3, 0), (3, 1), (4, 0), (4, 1)];
@@ -263,13 +257,7 @@ fn a_newcomer_that_was_given_up_copies_anew() {
             .cut
             .extend(apart.iter().flat_map(|&(a, b)| [(a, b), (b, a)]));
         run(&mut world, 3_000);
-        for key in acknowledged {
-            match ask(&mut world, 3, key, Kind::Get) {
-                Some(Done::Found(value, _)) => assert_eq!(value, b"new", "{early} {key}"),
-                Some(Done::Failed) | None => {}
-                other => panic!("{early} {key}: {other:?}"),
-            }
-        }
+        assert_nothing_older(&mut world, 3, &acknowledged, early);
         world.cut.clear();
         settle(&mut world, 30_000).unwrap();
     }

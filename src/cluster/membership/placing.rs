@@ -320,6 +320,11 @@ impl Membership {
         self.placing.base.id
     }
 
+    /// Whether all cores stand where this node stands.
+    pub fn is_followed(&self) -> bool {
+        self.placing.followed.0 >= self.placing.version
+    }
+
     /// Whether this node has settled in the roster that the members make up now.
     pub fn placed(&self) -> bool {
         self.placing.stage == Stage::Settled && self.wanted() == *self.placing.base.members
