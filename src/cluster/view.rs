@@ -421,7 +421,7 @@ impl View {
     /// Whether what is copied now is all that a new owner must have: all that serve write
     /// to the new roster too, or there is none.
     pub fn copying(&self) -> bool {
-        self.parts.copying != 0 || self.parts.stage != Stage::Joint
+        self.parts.copying != 0 || !self.parts.stage.reads_old()
     }
 
     /// Whether this node has to be compared with the other owners of a partition although it

@@ -603,7 +603,7 @@ impl Membership {
                 target: self.placing.target.id,
                 stage,
                 attempt,
-                holding: followed.1 && (copying != 0 || stage != Stage::Joint),
+                holding: followed.1 && (copying != 0 || !stage.reads_old()),
                 copying,
                 ..standing
             };
