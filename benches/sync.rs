@@ -152,6 +152,7 @@ fn node(me: u16) -> Option<Coordinator> {
         hint_replay_ms: 200,
         clock_skew_ms_max: 10_000,
         sync_interval_ms: INTERVAL_MS,
+        rebalance_interval_ms: 200,
         sync_interval_ms_max: INTERVAL_MS,
         patience_ms: 1_000,
         transfer_rate: 0,

@@ -88,6 +88,7 @@ fn a_get_hit_allocates_nothing() {
         hint_replay_ms: 1,
         clock_skew_ms_max: 1,
         sync_interval_ms: 1,
+        rebalance_interval_ms: 200,
         sync_interval_ms_max: 1_000,
         patience_ms: 1,
         transfer_rate: 0,

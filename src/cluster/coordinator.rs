@@ -86,6 +86,8 @@ pub struct Config {
     pub clock_skew_ms_max: u64,
     /// How often replicas are compared.
     pub sync_interval_ms: u64,
+    /// The same while this node lacks something that it owns, or a comparison has failed.
+    pub rebalance_interval_ms: u64,
     /// What that may be stretched to while nothing differs.
     pub sync_interval_ms_max: u64,
     /// How long an operation waits for owners that go by another roster than this node.

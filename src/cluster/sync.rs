@@ -56,8 +56,6 @@ use crate::hash::{KeyHash, PARTITION_COUNT, PartitionId};
 use crate::mutation::{Mutation, planted};
 use exchange::{Fetching, Step};
 
-/// How long after a failed session the next one may begin.
-const RETRY_MS: u64 = 200;
 /// For how long credit for transfers is saved up.
 const CREDIT_MS_MAX: i64 = 100;
 /// How far the interval is stretched while there is nothing to hand over.
@@ -520,7 +518,7 @@ impl Coordinator {
             _ => 1,
         };
         session.due = now.later(match session.hurried {
-            _ if failed || missing => RETRY_MS,
+            _ if failed || missing => self.config.rebalance_interval_ms,
             true => 0,
             false => (interval * session.backoff).min(longest.max(interval)) + jitter,
         });

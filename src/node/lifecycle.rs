@@ -404,6 +404,7 @@ fn cluster_config(settings: &Settings, core: CoreId, cores: CoreCount) -> Config
         hint_replay_ms: ms(settings.hint_replay),
         clock_skew_ms_max: ms(settings.clock_skew),
         sync_interval_ms: ms(settings.sync_interval),
+        rebalance_interval_ms: ms(settings.rebalance_interval),
         sync_interval_ms_max: ms(settings.tombstone_ttl) / 2,
         patience_ms: ms(settings.peer_timeout),
         transfer_rate: settings.transfer_rate.0.div_ceil(cores.get() as u64),

@@ -106,6 +106,7 @@ pub struct Settings {
     pub join_timeout: Duration,
     pub bootstrap_timeout: Duration,
     pub sync_interval: Duration,
+    pub rebalance_interval: Duration,
     unsupported: Option<String>,
 }
 
@@ -327,6 +328,7 @@ impl Given {
             join_timeout: self.interval("HYPERCACHE_JOIN_TIMEOUT")?,
             bootstrap_timeout: self.interval("HYPERCACHE_BOOTSTRAP_TIMEOUT")?,
             sync_interval: self.interval("HYPERCACHE_SYNC_INTERVAL")?,
+            rebalance_interval: self.interval("HYPERCACHE_REBALANCE_INTERVAL")?,
             unsupported: None,
         };
         let unsupported = self.check_the_rest(&settings)?;
@@ -339,7 +341,6 @@ impl Given {
     /// Checks what this release reads and does not serve, and what must fit
     /// together; returns what it cannot serve.
     fn check_the_rest(&self, settings: &Settings) -> Result<Option<String>, SettingsError> {
-        self.interval("HYPERCACHE_REBALANCE_INTERVAL")?;
         if settings.tombstone_ttl <= settings.hint_ttl {
             return Err(SettingsError(format!(
                 "HYPERCACHE_TOMBSTONE_TTL={}: expected more than HYPERCACHE_HINT_TTL, \

@@ -239,7 +239,7 @@ pub const TABLE: &[Setting] = &[
         "HYPERCACHE_REBALANCE_INTERVAL",
         "250ms",
         INTERVAL,
-        "how often ownership is compared with what is held",
+        "how often replicas are compared while this node lacks what it owns",
     ),
     setting(
         "HYPERCACHE_READ_CONSISTENCY",

@@ -277,6 +277,7 @@ impl World {
                     hint_replay_ms: 100,
                     clock_skew_ms_max: SKEW_MS_MAX,
                     sync_interval_ms: self.settings.sync_interval_ms,
+                    rebalance_interval_ms: 200,
                     sync_interval_ms_max: NEVER_MS,
                     patience_ms: PEER_TIMEOUT_MS,
                     transfer_rate: 0,

@@ -44,6 +44,7 @@ fn coordinator_of_size(id: &str, view: &Arc<View>, items_max: usize) -> Coordina
         hint_replay_ms: 200,
         clock_skew_ms_max: SKEW_MS,
         sync_interval_ms: 10_000,
+        rebalance_interval_ms: 200,
         sync_interval_ms_max: 10_000,
         patience_ms: PATIENCE_MS,
         transfer_rate: 0,
