@@ -34,6 +34,9 @@ const VIEWS_WAITING_MAX: usize = 4;
 /// How often a node that knows no cluster says so.
 const WAITING_COMPLAINT: Duration = Duration::from_secs(10);
 
+/// The shortest time between two views that news of members make.
+const VIEW_INTERVAL: Duration = Duration::from_millis(10);
+
 /// So many looks at the cores in a row must find that nothing is left to hand over.
 const QUIET_TICKS: u32 = 3;
 
@@ -120,6 +123,9 @@ pub struct Control {
     contacts: RefCell<Contacts<Client>>,
     watchers: RefCell<Vec<Weak<RefCell<Option<Waker>>>>>,
     changes: Cell<u64>,
+    /// When the last view was made, and whether a task waits to make the next.
+    renewed: Cell<Instant>,
+    renewal_waits: Cell<bool>,
 }
 
 impl Control {
@@ -151,6 +157,8 @@ impl Control {
             contacts: RefCell::default(),
             watchers: RefCell::default(),
             changes: Cell::new(0),
+            renewed: Cell::new(Instant::now()),
+            renewal_waits: Cell::new(false),
         })
     }
 
@@ -301,7 +309,7 @@ impl Control {
             match action {
                 None => break,
                 Some(Action::Send { to, message }) => self.send(to, &message),
-                Some(Action::Changed) => self.renew_view(),
+                Some(Action::Changed) => self.renew_view_soon(),
             }
         }
         let joined = self.membership.borrow().joined();
@@ -320,7 +328,29 @@ impl Control {
         });
     }
 
+    /// Makes a new view, but no more often than so: news come in bursts, and each view
+    /// costs every core a look at all partitions.
+    fn renew_view_soon(self: &Rc<Self>) {
+        if self.renewal_waits.get() {
+            return;
+        }
+        let left = VIEW_INTERVAL.saturating_sub(self.renewed.get().elapsed());
+        if left.is_zero() {
+            self.renew_view();
+            return;
+        }
+        self.renewal_waits.set(true);
+        let control = Rc::clone(self);
+        runtime::spawn(async move {
+            runtime::sleep(left).await;
+            control.renewal_waits.set(false);
+            control.renew_view();
+            control.act();
+        });
+    }
+
     fn renew_view(&self) {
+        self.renewed.set(Instant::now());
         let membership = self.membership.borrow();
         let view = self
             .views
