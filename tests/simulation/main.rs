@@ -256,6 +256,11 @@ impl Driver {
             world.nodes[node].skew_ms = world.nodes[node].skew_ms.clamp(-most, most);
             world.resume(node);
         }
+        if self.settings.dead_grace_ms == NEVER_MS {
+            for node in world.left_unheard() {
+                world.restart_empty(node);
+            }
+        }
     }
 }
 

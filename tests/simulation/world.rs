@@ -832,6 +832,21 @@ impl World {
         self.up().filter(|index| !has_all(index)).count()
     }
 
+    /// Nodes that have left without anybody having heard their goodbye: changes of owners wait
+    /// for them until they are back, or the grace is over.
+    pub fn left_unheard(&self) -> Vec<usize> {
+        let is_unheard = |index: &usize| {
+            let id = &*self.nodes[*index].id;
+            let members = self.up().flat_map(|up| self.nodes[up].membership.members());
+            let mut known = members
+                .filter(|member| *member.identity.id == *id)
+                .peekable();
+            known.peek().is_some() && known.all(|member| !member.standing.gone)
+        };
+        let down = (0..self.nodes.len()).filter(|&index| !self.nodes[index].up);
+        down.filter(is_unheard).collect()
+    }
+
     /// How many owners of a key may lose its data with a majority of them left.
     pub fn survivable(&self) -> usize {
         let rosters = self.up().flat_map(|index| {
