@@ -224,7 +224,8 @@ impl Driver {
     /// A machine breaks, for as long as it likes.
     fn break_machine(&mut self, world: &mut World, one: usize) {
         let survivable = world.survivable();
-        if self.rng.below(4) == 0 && world.weakness() < survivable && world.nodes[one].up {
+        let weakness = world.weakness().max(world.broken());
+        if self.rng.below(4) == 0 && weakness < survivable && world.nodes[one].up {
             world.kill(one);
         }
     }

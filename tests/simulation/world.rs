@@ -847,6 +847,17 @@ impl World {
         down.filter(is_unheard).collect()
     }
 
+    /// How many members of any roster, old or to come, are down: owners change only where more
+    /// than half of a roster is there.
+    pub fn broken(&self) -> usize {
+        let is_placed = |node: &Process| {
+            self.up()
+                .any(|up| self.nodes[up].membership.may_own(&node.id))
+        };
+        let nodes = self.nodes.iter();
+        nodes.filter(|node| !node.up && is_placed(node)).count()
+    }
+
     /// How many owners of a key may lose its data with a majority of them left.
     pub fn survivable(&self) -> usize {
         let rosters = self.up().flat_map(|index| {
