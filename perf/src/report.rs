@@ -1,6 +1,7 @@
 //! Medians and the facts of the machine, as every table shows them.
 
-use std::process::Command;
+use std::io;
+use std::process::{Command, ExitCode};
 
 /// Values of one figure over the rounds of a run.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +65,19 @@ pub fn print_machine(programs: &[&str]) {
     );
     let versions: Vec<String> = programs.iter().map(version).collect();
     println!("{}", versions.join("; "));
+}
+
+/// How a program ends that checks promises: well only if every one was kept. What it could
+/// not do is printed.
+pub fn exit_code(kept: io::Result<bool>) -> ExitCode {
+    match kept {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// One line of a table of targets: what was reached, and the bound.

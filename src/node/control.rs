@@ -10,7 +10,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -48,8 +47,9 @@ const TICK_MIN: Duration = Duration::from_millis(5);
 pub enum ControlMessage {
     /// A membership message of another node, and where the reply is waited for.
     Membership(Vec<u8>, Giver<Vec<u8>>),
-    /// This node is going to leave: see to it that others can do without it, and tell the
-    /// main thread when they can ([`Event::HandedOver`]). More than once is the same.
+    /// This node is going to leave, and its cores know: see to it that others can do without
+    /// it, and tell the main thread when they can ([`Event::HandedOver`]). More than once is
+    /// the same.
     Drain,
     /// Tell the others that this node leaves, and say when they were told.
     Leave(std::sync::mpsc::Sender<()>),
@@ -71,8 +71,6 @@ pub struct ControlParts {
     pub heartbeat: Duration,
     /// How far the cores have come.
     pub readiness: Arc<Readiness>,
-    /// Set once this node is going to leave.
-    pub draining: Arc<AtomicBool>,
     /// What the cores count.
     pub cluster_counts: Vec<SharedCounts>,
     /// Where the main thread is told.
@@ -114,7 +112,6 @@ pub struct Control {
     dialing: Dialing,
     heartbeat: Duration,
     readiness: Arc<Readiness>,
-    draining: Arc<AtomicBool>,
     cluster_counts: Vec<SharedCounts>,
     events: std::sync::mpsc::Sender<Event>,
     /// Whether the main thread has yet to be told that others can do without this node, and
@@ -150,7 +147,6 @@ impl Control {
             dialing: dial.dialing(1),
             heartbeat: parts.heartbeat,
             readiness: parts.readiness,
-            draining: parts.draining,
             cluster_counts: parts.cluster_counts,
             events: parts.events,
             handing_over: Cell::new(None),
@@ -219,9 +215,7 @@ impl Control {
     }
 
     fn drain(self: &Rc<Self>) {
-        let before = self.draining.swap(true, Ordering::Relaxed);
-        let known = self.membership.borrow().draining();
-        if !before || !known {
+        if !self.membership.borrow().draining() {
             tracing::info!("draining: writes are refused, others take over");
         }
         self.membership

@@ -210,7 +210,6 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         dial,
         heartbeat: settings.heartbeat,
         readiness: Arc::clone(&readiness),
-        draining: Arc::clone(&draining),
         cluster_counts: cluster_counts.clone(),
         events: events.clone(),
     };

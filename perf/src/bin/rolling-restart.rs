@@ -10,7 +10,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use hypercache_perf::checked::{Clients, Workload};
-use hypercache_perf::report::print_machine;
+use hypercache_perf::report::{exit_code, print_machine};
 use hypercache_perf::servers::{Cluster, await_healthy, build, id};
 
 const NODES: usize = 5;
@@ -22,14 +22,7 @@ const CALM: Duration = Duration::from_secs(2);
 const END_MAX: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run())
 }
 
 /// Whether every promise was kept.

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use hypercache_perf::checked::{Clients, Random, Workload};
-use hypercache_perf::report::{print_machine, print_target};
+use hypercache_perf::report::{exit_code, print_machine, print_target};
 use hypercache_perf::servers::{Cluster, build, id};
 
 const NODES: usize = 5;
@@ -37,14 +37,7 @@ const GROWTH_MAX: f64 = 1.3;
 const END_MAX: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run())
 }
 
 /// Whether every promise was kept and memory has not grown.
