@@ -9,6 +9,7 @@
 //! ```
 
 pub mod api;
+pub mod auth;
 pub mod bytes;
 pub mod clock;
 pub mod cluster;

@@ -25,7 +25,7 @@ use std::rc::Rc;
 use crate::api::turn::TURN_BYTES_KEPT;
 use crate::api::{Answers, ApiError, Turn};
 use crate::http::{self, BodyFraming, ChunkedDecoder, Head, RequestError};
-use crate::runtime::{Segment, Stream, Wait, Watch};
+use crate::runtime::{Segment, Transport, Wait, Watch};
 
 /// What a connection allows.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ pub trait Service {
 pub async fn serve<S: Service>(
     service: Rc<S>,
     limits: Rc<Limits>,
-    mut stream: Stream,
+    mut stream: impl Transport,
     watch: Watch,
 ) {
     let link = service.link();
@@ -196,7 +196,7 @@ impl Input {
     }
 
     /// Reads more; false when the connection is over.
-    async fn fill(&mut self, stream: &mut Stream, watch: &Watch) -> bool {
+    async fn fill(&mut self, stream: &mut impl Transport, watch: &Watch) -> bool {
         if self.start > 0 {
             self.buffer.drain(..self.start);
             self.start = 0;
@@ -334,7 +334,7 @@ impl Input {
 }
 
 /// Writes the turn's answers; false when the client is gone or too slow.
-async fn write(stream: &mut Stream, watch: &Watch, turn: &mut Turn) -> bool {
+async fn write(stream: &mut impl Transport, watch: &Watch, turn: &mut Turn) -> bool {
     let answers = &mut turn.answers;
     if answers.is_empty() {
         return true;
@@ -378,8 +378,8 @@ fn segments(mut bytes: Vec<u8>, answers: &mut Answers) -> Vec<Segment> {
 /// Closes our side and reads on for a while: closing a socket with unread input
 /// makes the kernel send a reset, which can overtake the last answer (RFC 9112
 /// section 9.6).
-async fn linger(stream: &mut Stream, watch: &Watch) {
-    if stream.shutdown_write().is_err() {
+async fn linger(stream: &mut impl Transport, watch: &Watch) {
+    if stream.shutdown_write().await.is_err() {
         return;
     }
     watch.wait_for(Wait::Linger);

@@ -34,6 +34,7 @@ mod pending;
 mod resolve;
 mod segment;
 mod sockets;
+mod transport;
 
 #[cfg(feature = "glommio")]
 use self::glommio as backend;
@@ -54,6 +55,8 @@ pub use self::segment::Segment;
 pub use self::sockets::{
     Aborter, Closer, Listener, Steering, Stream, bind_alone, bind_reuseport, connect, steer,
 };
+
+pub use self::transport::Transport;
 
 use std::future::Future;
 use std::io;

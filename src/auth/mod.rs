@@ -1,0 +1,5 @@
+//! Who you are and what you may do.
+
+pub mod identity;
+
+pub use identity::{Identity, Scope, Scopes};
