@@ -151,6 +151,18 @@ impl Node {
         self.logs.lock().expect("no writer panics").contains(text)
     }
 
+    /// Waits until it has logged this text; its logs arrive a moment after what they tell.
+    pub fn has_logged_soon(&self, text: &str) -> bool {
+        let begun = std::time::Instant::now();
+        while !self.has_logged(text) {
+            if begun.elapsed() > GUARD {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+
     /// Whether the process is still there.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("its state is known").is_none()
