@@ -242,9 +242,9 @@ impl<P: FnMut(Arc<KeySet>)> Work<P> {
         let keys = Arc::new(keys);
         self.keys = Some(Arc::clone(&keys));
         self.shared.keys.store(count as u64, Ordering::Relaxed);
-        (self.publish)(keys);
-        // Who asked meanwhile had not seen these.
+        // Whoever has asked until here has not seen these keys.
         self.shared.asked.store(false, Ordering::Release);
+        (self.publish)(keys);
     }
 
     fn failed(&mut self, fault: Fault) {
