@@ -17,10 +17,16 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Ok(Invocation::CheckConfig(_)) => {
-            println!("configuration ok");
-            ExitCode::SUCCESS
-        }
+        Ok(Invocation::CheckConfig(settings)) => match lifecycle::check(&settings) {
+            Ok(()) => {
+                println!("configuration ok");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                logs::start_error(&error.to_string());
+                ExitCode::from(2)
+            }
+        },
         Ok(Invocation::Run(settings)) => run(&settings),
         Err(error) => {
             logs::start_error(&error.to_string());
@@ -30,10 +36,6 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: &Settings) -> ExitCode {
-    if let Some(reason) = settings.unsupported() {
-        logs::start_error(reason);
-        return ExitCode::from(2);
-    }
     logs::init(settings.log_level);
     keep_frees_short();
     match lifecycle::run(settings) {

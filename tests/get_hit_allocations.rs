@@ -100,6 +100,7 @@ fn a_get_hit_allocates_nothing() {
     let mut turn = Turn::new(Exchange::new(CoreCount::ONE));
     let date = HttpDate::at(0);
     let moment = Moment {
+        caller: None,
         now,
         date: &date,
         draining: false,

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use hypercache::api::OPENAPI_YAML;
 use hypercache::api::router::ENDPOINTS;
+use hypercache::auth::Scope;
 use node::{Answer, Client, Node};
 use serde_json::{Value, json};
 
@@ -32,7 +33,7 @@ fn the_document_lists_exactly_the_routes_that_are_served() {
             (
                 e.method.name().to_owned(),
                 e.path.to_owned(),
-                e.scope.name().to_owned(),
+                e.scope.map_or("none", Scope::name).to_owned(),
             )
         })
         .collect();

@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hypercache::peer::client::{Client, Dialing};
-use hypercache::peer::token::PeerToken;
 use hypercache::runtime::{Deadlines, Timeouts, spawn, yield_to_io};
 use support::{Flag, LONG, listen, on_each_driver, read_exactly};
 
@@ -30,7 +29,7 @@ fn dialing() -> Dialing {
             exchange: second,
         }),
         timeout: LONG,
-        token: PeerToken::default(),
+        access: Default::default(),
     }
 }
 

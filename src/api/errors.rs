@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
+use crate::auth::Refusal;
 use crate::http::{RequestError, Status};
 
 /// What a program may want to know besides the code.
@@ -28,9 +29,17 @@ pub struct ApiError {
     pub allow: Option<String>,
     /// Seconds after which trying again makes sense, for 503.
     pub retry_after_s: Option<u32>,
+    /// How to identify oneself, for 401.
+    pub challenge: Option<&'static str>,
     /// More about it, for programs.
     pub details: Option<Details>,
 }
+
+/// Asks for a bearer token (RFC 6750 section 3).
+const BEARER: &str = "Bearer realm=\"hypercache\"";
+/// Asks for that or a password (RFC 7617 section 2).
+const BEARER_OR_BASIC: &str =
+    "Bearer realm=\"hypercache\", Basic realm=\"hypercache\", charset=\"UTF-8\"";
 
 impl ApiError {
     fn new(status: Status, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
@@ -40,6 +49,7 @@ impl ApiError {
             message: message.into(),
             allow: None,
             retry_after_s: None,
+            challenge: None,
             details: None,
         }
     }
@@ -84,11 +94,45 @@ impl ApiError {
 
     /// 401: credentials are missing or wrong.
     pub fn unauthorized() -> Self {
-        Self::new(
+        let mut error = Self::new(
             Status::Unauthorized,
             "UNAUTHORIZED",
             "credentials are missing or wrong",
-        )
+        );
+        error.challenge = Some(BEARER);
+        error
+    }
+
+    /// A request that was not admitted.
+    pub fn refused(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Forbidden(scope) => Self::new(
+                Status::Forbidden,
+                "FORBIDDEN",
+                format!("this identity lacks the scope {}", scope.name()),
+            ),
+            Refusal::Busy => {
+                Self::unavailable("too many credentials are waiting to be verified; try again")
+            }
+            Refusal::Unauthorized {
+                in_the_clear,
+                takes_passwords,
+            } => {
+                let mut error = Self::unauthorized();
+                if in_the_clear {
+                    error.message = Cow::Borrowed("passwords are not taken without TLS");
+                }
+                if takes_passwords {
+                    error.challenge = Some(BEARER_OR_BASIC);
+                }
+                error
+            }
+        }
+    }
+
+    /// Whether it is who asks, and not what is asked, that is wrong.
+    pub fn is_about_the_caller(&self) -> bool {
+        matches!(self.status, Status::Unauthorized | Status::Forbidden)
     }
 
     /// 503: too few owners answered in time.

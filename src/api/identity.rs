@@ -1,21 +1,18 @@
 //! Who the caller is: `/v1/me` and `/v1/me/can`.
-//!
-//! Until authentication is built every caller is `anonymous` and holds every
-//! scope; a node that is given credentials to check refuses to start instead.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{ApiError, Writer, key_text};
+use crate::auth::{Identity, Scope, Scopes};
 use crate::http::{Query, Status};
 
-const SCOPES: &[&str] = &["read", "write", "admin"];
-const CAPABILITIES: &[&str] = &["cache.read", "cache.write", "cache.admin"];
-
 #[derive(Serialize)]
-struct Me {
-    id: &'static str,
-    scopes: &'static [&'static str],
-    capabilities: &'static [&'static str],
+struct Me<'a> {
+    id: &'a str,
+    #[serde(serialize_with = "names")]
+    scopes: Scopes,
+    #[serde(serialize_with = "capabilities")]
+    capabilities: Scopes,
 }
 
 #[derive(Serialize)]
@@ -24,42 +21,47 @@ struct Can {
     allowed: bool,
 }
 
+fn names<S: Serializer>(scopes: &Scopes, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(scopes.iter().map(Scope::name))
+}
+
+fn capabilities<S: Serializer>(scopes: &Scopes, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(scopes.iter().map(Scope::capability))
+}
+
 /// Answers who the caller is.
-pub fn me(writer: &mut Writer<'_>) {
-    writer.json(
-        Status::Ok,
-        &Me {
-            id: "anonymous",
-            scopes: SCOPES,
-            capabilities: CAPABILITIES,
-        },
-    );
+pub fn me(caller: &Identity, writer: &mut Writer<'_>) {
+    let me = Me {
+        id: &caller.id,
+        scopes: caller.scopes,
+        capabilities: caller.scopes,
+    };
+    writer.json(Status::Ok, &me);
 }
 
 /// Answers whether the caller holds one capability.
-pub fn can(query: Option<&[u8]>, writer: &mut Writer<'_>) {
+pub fn can(caller: &Identity, query: Option<&[u8]>, writer: &mut Writer<'_>) {
     match asked_capability(query) {
-        Ok(capability) => writer.json(
+        Ok(scope) => writer.json(
             Status::Ok,
             &Can {
-                capability,
-                allowed: true,
+                capability: scope.capability(),
+                allowed: caller.scopes.contains(scope),
             },
         ),
         Err(error) => writer.error(&error),
     }
 }
 
-fn asked_capability(query: Option<&[u8]>) -> Result<&'static str, ApiError> {
-    let expected = || CAPABILITIES.join(", ");
+fn asked_capability(query: Option<&[u8]>) -> Result<Scope, ApiError> {
+    let expected = || Scope::ALL.map(Scope::capability).join(", ");
     for pair in Query::new(query.unwrap_or_default()) {
         let (name, value) =
             pair.map_err(|_| ApiError::bad_request("the query has a malformed percent escape"))?;
         if name.as_ref() == b"capability" {
-            return CAPABILITIES
-                .iter()
-                .find(|known| known.as_bytes() == value.as_ref())
-                .copied()
+            return Scope::ALL
+                .into_iter()
+                .find(|known| known.capability().as_bytes() == value.as_ref())
                 .ok_or_else(|| {
                     let value = key_text(&value);
                     ApiError::bad_request(format!(

@@ -26,6 +26,7 @@ use serde::Serialize;
 pub use errors::ApiError;
 pub use turn::{Answers, Turn};
 
+use crate::auth::Identity;
 use crate::clock::UnixMs;
 use crate::cluster::{Consistency, Coordinator, View};
 use crate::hash::{CoreCount, CoreId, KeyHash};
@@ -82,6 +83,9 @@ pub struct Moment<'a> {
     pub draining: bool,
     /// The cluster as this core knows it.
     pub view: &'a View,
+    /// Who asks, where that matters: an endpoint with a scope is only reached by
+    /// somebody.
+    pub caller: Option<&'a Identity>,
 }
 
 impl Api {
@@ -98,9 +102,7 @@ impl Api {
         turn: &mut Turn,
         moment: Moment<'_>,
     ) -> Option<Job> {
-        let keep_alive = head.keep_alive && !moment.draining;
-        let connection = Connection::after(head.version, keep_alive);
-        turn.closes |= !keep_alive;
+        let connection = self.connection(head, moment.draining, turn);
         let (operation, raw_key) = match router::route(head.method, head.path) {
             Route::Found {
                 operation, raw_key, ..
@@ -187,12 +189,12 @@ impl Api {
                 owners::members(&mut writer);
                 return None;
             }
-            Operation::Me => {
-                identity::me(&mut writer);
-                return None;
-            }
-            Operation::MeCan => {
-                identity::can(head.query, &mut writer);
+            Operation::Me | Operation::MeCan => {
+                match moment.caller {
+                    Some(caller) if operation == Operation::Me => identity::me(caller, &mut writer),
+                    Some(caller) => identity::can(caller, head.query, &mut writer),
+                    None => writer.error(&ApiError::unauthorized()),
+                }
                 return None;
             }
             Operation::GetKey | Operation::HeadKey | Operation::PutKey | Operation::DeleteKey => {
@@ -206,6 +208,13 @@ impl Api {
                 None
             }
         }
+    }
+
+    /// What the answer says about the connection; the turn is told if it closes.
+    pub fn connection(&self, head: &Head<'_>, draining: bool, turn: &mut Turn) -> Connection {
+        let keep_alive = head.keep_alive && !draining;
+        turn.closes |= !keep_alive;
+        Connection::after(head.version, keep_alive)
     }
 
     /// How many owners a request asks for.
@@ -302,10 +311,10 @@ impl Writer<'_> {
             body.clear();
         }
         let retry_after = error.retry_after_s.map(|seconds| seconds.to_string());
-        let extra: &[(&str, &[u8])] = match &retry_after {
-            Some(seconds) => &[("Retry-After", seconds.as_bytes())],
-            None if error.status == Status::Unauthorized => &[("WWW-Authenticate", b"Bearer")],
-            None => &[],
+        let extra: &[(&str, &[u8])] = match (&retry_after, error.challenge) {
+            (Some(seconds), _) => &[("Retry-After", seconds.as_bytes())],
+            (None, Some(challenge)) => &[("WWW-Authenticate", challenge.as_bytes())],
+            (None, None) => &[],
         };
         let length = body.len() as u64;
         self.head(

@@ -9,29 +9,8 @@
 //! the key, and `/v1/cache/%6Beys` is the key `keys` while `GET /v1/cache/keys`
 //! lists keys.
 
+use crate::auth::Scope;
 use crate::http::Method;
-
-/// What an identity must hold to use an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Nothing; never needs credentials.
-    None,
-    /// `cache.read`.
-    Read,
-    /// `cache.write`.
-    Write,
-}
-
-impl Scope {
-    /// The word used in the OpenAPI document.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Read => "read",
-            Self::Write => "write",
-        }
-    }
-}
 
 /// One operation of the client API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +54,8 @@ pub struct Endpoint {
     pub path: &'static str,
     /// What it does.
     pub operation: Operation,
-    /// What the caller must hold.
-    pub scope: Scope,
+    /// What the caller must hold; without one, credentials do not matter.
+    pub scope: Option<Scope>,
 }
 
 const KEY_PATH: &str = "/v1/cache/{key}";
@@ -86,7 +65,7 @@ const fn endpoint(
     method: Method,
     path: &'static str,
     operation: Operation,
-    scope: Scope,
+    scope: Option<Scope>,
 ) -> Endpoint {
     Endpoint {
         method,
@@ -96,52 +75,41 @@ const fn endpoint(
     }
 }
 
+const READ: Option<Scope> = Some(Scope::Read);
+const WRITE: Option<Scope> = Some(Scope::Write);
+const OPEN: Option<Scope> = None;
+
 /// Everything the client listener serves.
 pub const ENDPOINTS: &[Endpoint] = &[
-    endpoint(Method::Get, KEY_PATH, Operation::GetKey, Scope::Read),
-    endpoint(Method::Put, KEY_PATH, Operation::PutKey, Scope::Write),
-    endpoint(Method::Head, KEY_PATH, Operation::HeadKey, Scope::Read),
-    endpoint(Method::Delete, KEY_PATH, Operation::DeleteKey, Scope::Write),
-    endpoint(
-        Method::Get,
-        "/v1/cache/keys",
-        Operation::ListKeys,
-        Scope::Read,
-    ),
+    endpoint(Method::Get, KEY_PATH, Operation::GetKey, READ),
+    endpoint(Method::Put, KEY_PATH, Operation::PutKey, WRITE),
+    endpoint(Method::Head, KEY_PATH, Operation::HeadKey, READ),
+    endpoint(Method::Delete, KEY_PATH, Operation::DeleteKey, WRITE),
+    endpoint(Method::Get, "/v1/cache/keys", Operation::ListKeys, READ),
     endpoint(
         Method::Post,
         "/v1/cache/batch/get",
         Operation::BatchGet,
-        Scope::Read,
+        READ,
     ),
     endpoint(
         Method::Post,
         "/v1/cache/batch/put",
         Operation::BatchPut,
-        Scope::Write,
+        WRITE,
     ),
     endpoint(
         Method::Post,
         "/v1/cache/batch/delete",
         Operation::BatchDelete,
-        Scope::Write,
+        WRITE,
     ),
-    endpoint(Method::Get, OWNERS_PATH, Operation::Owners, Scope::Read),
-    endpoint(Method::Get, "/v1/me", Operation::Me, Scope::Read),
-    endpoint(Method::Get, "/v1/me/can", Operation::MeCan, Scope::Read),
-    endpoint(
-        Method::Get,
-        "/cluster/members",
-        Operation::Members,
-        Scope::Read,
-    ),
-    endpoint(Method::Get, "/healthz", Operation::Liveness, Scope::None),
-    endpoint(
-        Method::Get,
-        "/v1/openapi.yaml",
-        Operation::OpenApi,
-        Scope::None,
-    ),
+    endpoint(Method::Get, OWNERS_PATH, Operation::Owners, READ),
+    endpoint(Method::Get, "/v1/me", Operation::Me, READ),
+    endpoint(Method::Get, "/v1/me/can", Operation::MeCan, READ),
+    endpoint(Method::Get, "/cluster/members", Operation::Members, READ),
+    endpoint(Method::Get, "/healthz", Operation::Liveness, OPEN),
+    endpoint(Method::Get, "/v1/openapi.yaml", Operation::OpenApi, OPEN),
 ];
 
 /// Where a request leads.
@@ -153,7 +121,7 @@ pub enum Route<'a> {
         /// What is asked for.
         operation: Operation,
         /// What the caller must hold.
-        scope: Scope,
+        scope: Option<Scope>,
         /// The encoded key.
         raw_key: &'a [u8],
     },
@@ -190,6 +158,16 @@ pub fn route(method: Method, path: &[u8]) -> Route<'_> {
     {
         Some(endpoint) => on_path(method, endpoint.path, b""),
         None => Route::Unknown,
+    }
+}
+
+/// What the caller must hold for a request to be handled: nothing where the answer is
+/// an error anyway, which tells no more than the OpenAPI document does.
+#[inline]
+pub fn scope(method: Method, path: &[u8]) -> Option<Scope> {
+    match route(method, path) {
+        Route::Found { scope, .. } => scope,
+        Route::WrongMethod { .. } | Route::Unknown => None,
     }
 }
 

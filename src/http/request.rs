@@ -146,6 +146,8 @@ pub enum RequestError {
     UnknownCoding,
     /// An expectation other than `100-continue`.
     Expectation,
+    /// More than one `Authorization`: who asks would depend on who reads.
+    Authorization,
     /// A body over the limit.
     BodyTooLarge,
     /// Chunks that are none.
@@ -183,6 +185,7 @@ impl RequestError {
             Self::TransferEncoding => "malformed Transfer-Encoding",
             Self::UnknownCoding => "only the chunked transfer coding is served",
             Self::Expectation => "only the expectation 100-continue is served",
+            Self::Authorization => "more than one Authorization field",
             Self::BodyTooLarge => "the body is too large",
             Self::Chunk => "malformed chunked body",
             Self::Trailer => "malformed or forbidden trailer field",
@@ -389,7 +392,10 @@ impl<'b> Fields<'b> {
                 }
                 10 if name.eq_ignore_ascii_case(b"connection") => fields.connection(value),
                 13 if name.eq_ignore_ascii_case(b"authorization") => {
-                    fields.authorization = fields.authorization.or(Some(value));
+                    if fields.authorization.is_some() {
+                        return Err(RequestError::Authorization);
+                    }
+                    fields.authorization = Some(value);
                 }
                 14 if name.eq_ignore_ascii_case(b"content-length") => {
                     if fields.content_length.is_some() {

@@ -18,11 +18,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::api::owners::OwnerIds;
 use crate::api::{ApiError, NodeFacts, Turn, Writer, key_text};
+use crate::auth::{Caller, Scope};
 use crate::cluster::View;
 use crate::hash::CoreCount;
 use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
-use crate::node::connection::{self, Limits, Service};
+use crate::node::connection::{self, Entry, Limits, Service};
 use crate::node::control::{Control, Watch};
+use crate::node::core::wall_time;
 use crate::node::readiness::Readiness;
 use crate::operations::Exchange;
 use crate::runtime::{self, Deadlines, Listener, Timeouts};
@@ -83,8 +85,10 @@ impl Management {
                 Ok((stream, _)) if deadlines.open() < CONNECTIONS_MAX => {
                     let watch = deadlines.watch(stream.aborter());
                     let service = Rc::clone(&serving);
+                    let link = service.link(Caller::default());
                     runtime::spawn(connection::serve(
                         service,
+                        link,
                         Rc::clone(&limits),
                         stream,
                         watch,
@@ -105,6 +109,7 @@ async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
     loop {
         runtime::sleep(TICK).await;
         serving.date.set(HttpDate::at(unix_seconds()));
+        serving.management.control.door().set_now(wall_time());
         let missing = |core: &ClusterCounts| core.partitions_missing;
         let mut pace = serving.pace.get();
         pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
@@ -113,20 +118,28 @@ async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
     }
 }
 
-/// Every path, all of them for reading.
-const PATHS: &[&[u8]] = &[
-    b"/health",
-    b"/metrics",
-    b"/cluster/members",
-    b"/cluster/ring",
-    b"/cluster/heartbeat",
-    b"/cluster/events",
-    b"/cluster/rebalance",
-    b"/dist/metrics",
-    b"/dist/owners",
+/// Every path, all of them for reading, and what the caller must hold.
+const PATHS: &[(&[u8], Option<Scope>)] = &[
+    (b"/health", None),
+    (b"/metrics", Some(Scope::Read)),
+    (b"/cluster/members", Some(Scope::Read)),
+    (b"/cluster/ring", Some(Scope::Read)),
+    (b"/cluster/heartbeat", Some(Scope::Read)),
+    (b"/cluster/events", Some(Scope::Read)),
+    (b"/cluster/rebalance", Some(Scope::Read)),
+    (b"/dist/metrics", Some(Scope::Read)),
+    (b"/dist/owners", Some(Scope::Read)),
 ];
 
 impl Serving {
+    fn link(&self, caller: Caller) -> Told {
+        Told {
+            members: self.management.control.watch(),
+            caller,
+            heartbeat: Cell::new(Instant::now()),
+        }
+    }
+
     fn counts(&self) -> Vec<ClusterCounts> {
         let cores = self.management.cluster_counts.iter();
         cores.map(SharedCounts::read).collect()
@@ -204,6 +217,8 @@ impl Serving {
 /// What a connection is told of the cluster.
 pub struct Told {
     members: Watch,
+    /// Who speaks here.
+    caller: Caller,
     /// When the next heartbeat is due.
     heartbeat: Cell<Instant>,
 }
@@ -212,19 +227,34 @@ impl Service for Serving {
     type Job = std::convert::Infallible;
     type Link = Told;
 
-    fn link(&self) -> Told {
-        Told {
-            members: self.management.control.watch(),
-            heartbeat: Cell::new(Instant::now()),
-        }
-    }
-
     fn turn(&self) -> Turn {
         Turn::new(Exchange::new(CoreCount::ONE))
     }
 
+    fn admit(&self, told: &Told, head: &Head<'_>) -> Entry {
+        let found = PATHS.iter().find(|(path, _)| *path == head.path);
+        let scope = found.and_then(|(_, scope)| *scope);
+        let door = self.management.control.door();
+        door.admit(&told.caller, head.authorization, scope)
+    }
+
+    async fn verify(&self, told: &Told, authorization: Vec<u8>) {
+        let door = self.management.control.door();
+        door.verify(&told.caller, &authorization).await;
+    }
+
+    fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
+        turn.closes |= !head.keep_alive;
+        let connection = Connection::after(head.version, head.keep_alive);
+        let (date, view) = (self.date.get(), self.management.control.view());
+        let mut writer = self.writer(turn, &view, &date, connection);
+        writer.head_only = head.method == Method::Head;
+        writer.error(error);
+    }
+
     fn handle(
         &self,
+        _told: &Told,
         head: &Head<'_>,
         _body: Cow<'_, [u8]>,
         turn: &mut Turn,
@@ -246,7 +276,7 @@ impl Service for Serving {
         }
         let mut writer = self.writer(turn, &view, &date, connection);
         writer.head_only = head.method == Method::Head;
-        if !PATHS.contains(&head.path) {
+        if !PATHS.iter().any(|(path, _)| *path == head.path) {
             writer.error(&ApiError::not_found("no such route"));
             return None;
         }

@@ -3,11 +3,15 @@
 //! ```text
 //!            +----------------------- read more <-----------------------+
 //!            v                                                          |
-//!   idle -> parse every complete request -> settle with other cores -> write all answers
-//!            |            |
-//!            |            +- head says close, bad request, timeout -> write, linger, close
+//!   idle -> parse -> admit -> handle every complete request -> settle with other cores -> write all answers
+//!            |         |                      |
+//!            |         |                      +- head says close, bad request, timeout -> write, linger, close
+//!            |         +- credentials not seen before -> write, have them verified, go on
 //!            +- end of file -> close
 //! ```
+//!
+//! A request is admitted by its head, before its body is waited for: who may not write
+//! cannot make a node receive what it would write.
 //!
 //! The connection owns its input buffer and its [`Turn`]. It holds at most one
 //! request (head and body limits) plus one read of what follows; requests are
@@ -24,7 +28,7 @@ use std::rc::Rc;
 
 use crate::api::turn::TURN_BYTES_KEPT;
 use crate::api::{Answers, ApiError, Turn};
-use crate::http::{self, BodyFraming, ChunkedDecoder, Head, RequestError};
+use crate::http::{self, BodyFraming, ChunkedDecoder, Head};
 use crate::runtime::{Segment, Transport, Wait, Watch};
 
 /// What a connection allows.
@@ -48,6 +52,16 @@ const INPUT_GROWTH_MAX: usize = 256 << 10;
 /// How much a client may still send after its last answer before it is cut off.
 const LINGER_BYTES_MAX: usize = 8 << 20;
 
+/// What [`Service::admit`] says of a request.
+pub enum Entry {
+    /// It may pass.
+    Granted,
+    /// It may not.
+    Denied(ApiError),
+    /// Its credentials have to be verified first.
+    Unverified,
+}
+
 /// What is served on a connection.
 pub trait Service {
     /// Work that [`Service::handle`] could not do at once.
@@ -55,11 +69,24 @@ pub trait Service {
     /// What the service keeps per connection.
     type Link;
 
-    /// A new connection.
-    fn link(&self) -> Self::Link;
+    /// Whether a request with this head may do what it asks for.
+    fn admit(&self, link: &Self::Link, head: &Head<'_>) -> Entry;
 
-    /// Handles one whole request: answers into `turn`, or returns what is left to do.
-    fn handle(&self, head: &Head<'_>, body: Cow<'_, [u8]>, turn: &mut Turn) -> Option<Self::Job>;
+    /// Finds out who shows these credentials; [`Service::admit`] knows it then.
+    fn verify(&self, link: &Self::Link, authorization: Vec<u8>) -> impl Future<Output = ()>;
+
+    /// Handles one whole request that was admitted: answers into `turn`, or returns what
+    /// is left to do.
+    fn handle(
+        &self,
+        link: &Self::Link,
+        head: &Head<'_>,
+        body: Cow<'_, [u8]>,
+        turn: &mut Turn,
+    ) -> Option<Self::Job>;
+
+    /// Answers a whole request that was not admitted; the connection goes on.
+    fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn);
 
     /// Answers with an error and marks the connection as closing.
     fn refuse(&self, error: &ApiError, turn: &mut Turn);
@@ -83,11 +110,11 @@ pub trait Service {
 /// Serves one connection until it is closed.
 pub async fn serve<S: Service>(
     service: Rc<S>,
+    link: S::Link,
     limits: Rc<Limits>,
     mut stream: impl Transport,
     watch: Watch,
 ) {
-    let link = service.link();
     let mut turn = service.turn();
     let mut input = Input {
         buffer: Vec::with_capacity(INPUT_BYTES_IDLE),
@@ -103,7 +130,7 @@ pub async fn serve<S: Service>(
         }
         loop {
             turn.now = None;
-            let step = input.handle_batch(&*service, &limits, &mut turn);
+            let step = input.handle_batch(&*service, &link, &limits, &mut turn);
             if !input.timed {
                 watch.wait_for(Wait::Nothing);
             }
@@ -122,8 +149,18 @@ pub async fn serve<S: Service>(
                 }
                 Step::Refuse(error) => {
                     service.settle(&link, &mut turn).await;
-                    service.refuse(&ApiError::from(error), &mut turn);
+                    service.refuse(&error, &mut turn);
                     false
+                }
+                Step::Verify(authorization) => {
+                    service.settle(&link, &mut turn).await;
+                    // It may take a while: what was answered before is not held back.
+                    if !write(&mut stream, &watch, &mut turn).await {
+                        return;
+                    }
+                    input.timed = false;
+                    service.verify(&link, authorization).await;
+                    continue;
                 }
             };
             if turn.has_gaps() {
@@ -163,8 +200,10 @@ enum Step<J> {
     Continue,
     /// A request that is answered by a job.
     Run(J),
-    /// A request that is none.
-    Refuse(RequestError),
+    /// A request that ends the connection.
+    Refuse(ApiError),
+    /// A request whose credentials have to be verified.
+    Verify(Vec<u8>),
 }
 
 /// Bytes received and not yet handled.
@@ -230,6 +269,7 @@ impl Input {
     fn handle_batch<S: Service>(
         &mut self,
         service: &S,
+        link: &S::Link,
         limits: &Limits,
         turn: &mut Turn,
     ) -> Step<S::Job> {
@@ -250,7 +290,14 @@ impl Input {
                     self.needed = self.pending() + 1;
                     return Step::NeedMore;
                 }
-                Err(error) => return Step::Refuse(error),
+                Err(error) => return Step::Refuse(error.into()),
+            };
+            let denied = match service.admit(link, &head) {
+                Entry::Granted => None,
+                Entry::Denied(error) => Some(error),
+                Entry::Unverified => {
+                    return Step::Verify(head.authorization.unwrap_or_default().to_vec());
+                }
             };
             let head_len = head.len;
             let mut consumed = head_len;
@@ -260,6 +307,9 @@ impl Input {
                     // The parser has checked the length against the body limit.
                     let whole = head_len + length as usize;
                     if self.pending() < whole {
+                        if let Some(error) = denied {
+                            return Step::Refuse(error);
+                        }
                         let asks = head.expects_continue && self.pending() == head_len;
                         self.needed = whole;
                         return self.wait_for_body(asks);
@@ -270,6 +320,9 @@ impl Input {
                 BodyFraming::Chunked => match self.chunked.take_if(|chunked| chunked.finished) {
                     Some(chunked) => Cow::Owned(chunked.body),
                     None => {
+                        if let Some(error) = denied {
+                            return Step::Refuse(error);
+                        }
                         let asks = head.expects_continue && self.pending() == head_len;
                         self.chunked = Some(Chunked {
                             decoder: ChunkedDecoder::default(),
@@ -285,7 +338,13 @@ impl Input {
                     }
                 },
             };
-            let job = service.handle(&head, body, turn);
+            let job = match denied {
+                None => service.handle(link, &head, body, turn),
+                Some(error) => {
+                    service.deny(&head, &error, turn);
+                    None
+                }
+            };
             handled += 1;
             self.start += consumed;
             self.needed = 0;
@@ -318,7 +377,7 @@ impl Input {
             .decoder
             .decode(&self.buffer[from..], &mut chunked.body, body_max)
         {
-            Err(error) => Some(Step::Refuse(error)),
+            Err(error) => Some(Step::Refuse(error.into())),
             Ok(decoded) => {
                 self.buffer.drain(from..from + decoded.consumed);
                 chunked.finished = decoded.finished;

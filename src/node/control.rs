@@ -14,7 +14,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::core::{Dial, Event, Message, wall_time};
+use super::door::Door;
 use super::readiness::Readiness;
+use super::security::Security;
+use super::verifying::Verifiers;
 use crate::cluster::View;
 use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip, Stage};
 use crate::cluster::rng::Rng;
@@ -51,6 +54,9 @@ pub enum ControlMessage {
     /// it, and tell the main thread when they can ([`Event::HandedOver`]). More than once is
     /// the same.
     Drain,
+    /// Something else decides who is let in. The second counts messages of this kind that
+    /// wait here.
+    Security(Arc<Security>, Arc<()>),
     /// Tell the others that this node leaves, and say when they were told.
     Leave(std::sync::mpsc::Sender<()>),
 }
@@ -73,6 +79,10 @@ pub struct ControlParts {
     pub readiness: Arc<Readiness>,
     /// What the cores count.
     pub cluster_counts: Vec<SharedCounts>,
+    /// What decides who is let in.
+    pub security: Arc<Security>,
+    /// Where credentials are verified.
+    pub verifiers: Verifiers,
     /// Where the main thread is told.
     pub events: std::sync::mpsc::Sender<Event>,
 }
@@ -110,6 +120,7 @@ pub struct Control {
     views_waiting: Vec<Arc<()>>,
     mailboxes: Vec<Sender<Message>>,
     dialing: Dialing,
+    door: Door,
     heartbeat: Duration,
     readiness: Arc<Readiness>,
     cluster_counts: Vec<SharedCounts>,
@@ -131,7 +142,7 @@ impl Control {
         let timeout = (parts.heartbeat / 2).max(Duration::from_millis(20));
         let dial = Dial {
             timeout,
-            token: parts.dial.token,
+            access: parts.dial.access,
         };
         Rc::new(Self {
             rng: RefCell::new(Rng::new(
@@ -145,6 +156,7 @@ impl Control {
             views_waiting: parts.mailboxes.iter().map(|_| Arc::default()).collect(),
             mailboxes: parts.mailboxes,
             dialing: dial.dialing(1),
+            door: Door::new(parts.security, parts.verifiers, wall_time()),
             heartbeat: parts.heartbeat,
             readiness: parts.readiness,
             cluster_counts: parts.cluster_counts,
@@ -161,6 +173,11 @@ impl Control {
     /// The cluster as it is now.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())
+    }
+
+    /// The door of the management listener.
+    pub fn door(&self) -> &Door {
+        &self.door
     }
 
     /// What membership has counted.
@@ -200,6 +217,10 @@ impl Control {
                         }
                     }
                     ControlMessage::Drain => self.drain(),
+                    ControlMessage::Security(security, _) => {
+                        self.dialing.access.replace(security.peer_access.clone());
+                        self.door.set_security(security);
+                    }
                     ControlMessage::Leave(told) => {
                         // A node alone has nobody to tell, and what is in flight still
                         // needs an owner.

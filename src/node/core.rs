@@ -35,21 +35,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::connection::{self, Limits, Service};
+use super::connection::{self, Entry, Limits, Service};
 use super::control::ControlMessage;
+use super::door::Door;
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
 use super::readiness::{CoreReport, Readiness};
+use super::security::Security;
+use super::verifying::Verifiers;
 use crate::api::browse::KeyScan;
+use crate::api::router;
 use crate::api::{Api, ApiError, Job, Moment, Turn, Writer};
+use crate::auth::Caller;
 use crate::clock::UnixMs;
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
 use crate::cluster::{Coordinator, NodeIx, View};
 use crate::hash::CoreId;
-use crate::http::{Connection, Head, HttpDate};
+use crate::http::{Connection, Head, HttpDate, Method};
 use crate::operations::{Batch, Exchange, Home};
-use crate::peer::client::Dialing;
-use crate::peer::token::PeerToken;
+use crate::peer::client::{Access, Dialing};
 use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
@@ -94,6 +98,8 @@ pub enum Message {
     Served(Box<PeerFrame>, Home),
     /// The cluster has changed. The second counts messages of this kind that wait here.
     View(Arc<View>, Arc<()>),
+    /// Something else decides who is let in. The second counts as for views.
+    Security(Arc<Security>, Arc<()>),
     /// Accept nothing more, end connections as they fall idle.
     Stop,
     /// End now.
@@ -158,6 +164,10 @@ pub struct Parts {
     pub peer_limits: Limits,
     /// Whether all cores have what they need.
     pub readiness: Arc<Readiness>,
+    /// What decides who is let in.
+    pub security: Arc<Security>,
+    /// Where credentials are verified.
+    pub verifiers: Verifiers,
     /// Set once this node is going to leave.
     pub draining: Arc<AtomicBool>,
     /// The mailboxes of all cores, its own included.
@@ -183,8 +193,8 @@ pub struct Parts {
 pub struct Dial {
     /// How long a request to a peer may take, and a connect.
     pub timeout: Duration,
-    /// The cluster's secret.
-    pub token: PeerToken,
+    /// What peers are shown at first.
+    pub access: Access,
 }
 
 impl Dial {
@@ -199,7 +209,7 @@ impl Dial {
                 exchange: timeout,
             }),
             timeout: self.timeout,
-            token: self.token.clone(),
+            access: Rc::new(RefCell::new(self.access.clone())),
         }
     }
 }
@@ -226,6 +236,7 @@ pub struct Core {
     pub(super) peer_limits: Rc<Limits>,
     cluster_counts: SharedCounts,
     readiness: Arc<Readiness>,
+    pub(super) door: Door,
     pub(super) draining: Arc<AtomicBool>,
     pub(super) date: Cell<HttpDate>,
     finished: Cell<Vec<(Box<Batch>, Home)>>,
@@ -331,6 +342,8 @@ pub struct Link {
     core: Rc<Core>,
     pub(super) reply: Rc<Reply>,
     index: usize,
+    /// Who speaks here.
+    pub(super) caller: Caller,
 }
 
 impl Drop for Link {
@@ -341,7 +354,7 @@ impl Drop for Link {
     }
 }
 
-pub(super) fn wall_time() -> UnixMs {
+pub(crate) fn wall_time() -> UnixMs {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -375,6 +388,7 @@ impl Core {
             control: parts.control,
             cluster_counts: parts.cluster_counts,
             readiness: parts.readiness,
+            door: Door::new(parts.security, parts.verifiers, wall_time()),
             draining: parts.draining,
             peer_limits: Rc::new(parts.peer_limits),
             siblings,
@@ -436,6 +450,7 @@ impl Core {
                         }
                     }
                     Message::View(view, _) => self.set_view(view),
+                    Message::Security(security, _) => self.set_security(security),
                     Message::Stop => {
                         closer.close();
                         self.deadlines.stop();
@@ -460,6 +475,14 @@ impl Core {
             .set_view(Arc::clone(&view), wall_time());
         self.links.follow(self, &view);
         self.publish();
+    }
+
+    fn set_security(&self, security: Arc<Security>) {
+        self.dialing.access.replace(security.peer_access.clone());
+        self.dialing_slowly
+            .access
+            .replace(security.peer_access.clone());
+        self.door.set_security(security);
     }
 
     /// Carries on what the coordinator has left to do: answers that are complete go
@@ -593,9 +616,13 @@ impl Core {
         }
     }
 
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// Why this node is not ready for clients, if it is not.
     pub(super) fn unready(&self) -> Option<&'static str> {
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             return Some("draining");
         }
         self.readiness.bootstrapping().then_some("bootstrapping")
@@ -640,9 +667,27 @@ impl Core {
     async fn serve(self: Rc<Self>, stream: runtime::Stream) {
         let watch = self.deadlines.watch(stream.aborter());
         let limits = Rc::clone(&self.limits);
-        connection::serve(Rc::new(Rc::clone(&self)), limits, stream, watch).await;
+        let link = self.link(Caller::default());
+        connection::serve(Rc::new(Rc::clone(&self)), link, limits, stream, watch).await;
         self.connections.fetch_sub(1, Ordering::Relaxed);
         self.report_if_drained();
+    }
+
+    /// An entry for a new connection.
+    pub(super) fn link(self: &Rc<Self>, caller: Caller) -> Link {
+        let reply = Rc::new(Reply::default());
+        let mut replies = self.replies.borrow_mut();
+        let index = replies.free.pop().unwrap_or_else(|| {
+            replies.slots.push(None);
+            replies.slots.len() - 1
+        });
+        replies.slots[index] = Some(Rc::clone(&reply));
+        Link {
+            core: Rc::clone(self),
+            reply,
+            index,
+            caller,
+        }
     }
 
     fn report_if_drained(&self) {
@@ -665,6 +710,7 @@ impl Core {
 
             let wall = wall_time();
             self.date.set(date_at(wall));
+            self.door.set_now(wall);
             let elapsed_ms = now.duration_since(started).as_millis() as u64;
             self.deadlines.sweep(elapsed_ms);
             self.peer_connections.sweep(elapsed_ms);
@@ -697,6 +743,10 @@ impl Core {
         counters
             .connections_expired
             .set(self.deadlines.expired_count());
+        let refused = self.door.refused();
+        counters.requests_unauthorized.set(refused.unauthorized);
+        counters.requests_forbidden.set(refused.forbidden);
+        counters.verifications_refused.set(refused.busy);
         counters.items.set(shard.len() as u64);
         counters.bytes.set(shard.bytes() as u64);
         counters.tombstones.set(shard.tombstones() as u64);
@@ -819,42 +869,57 @@ impl Service for Rc<Core> {
     type Job = Job;
     type Link = Link;
 
-    fn link(&self) -> Link {
-        let reply = Rc::new(Reply::default());
-        let mut replies = self.replies.borrow_mut();
-        let index = replies.free.pop().unwrap_or_else(|| {
-            replies.slots.push(None);
-            replies.slots.len() - 1
-        });
-        replies.slots[index] = Some(Rc::clone(&reply));
-        Link {
-            core: Rc::clone(self),
-            reply,
-            index,
-        }
-    }
-
     fn turn(&self) -> Turn {
         Turn::new(Exchange::new(self.api.cores))
     }
 
     #[inline]
-    fn handle(&self, head: &Head<'_>, body: Cow<'_, [u8]>, turn: &mut Turn) -> Option<Job> {
+    fn admit(&self, link: &Link, head: &Head<'_>) -> Entry {
+        let scope = router::scope(head.method, head.path);
+        self.door.admit(&link.caller, head.authorization, scope)
+    }
+
+    async fn verify(&self, link: &Link, authorization: Vec<u8>) {
+        self.door.verify(&link.caller, &authorization).await;
+    }
+
+    fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
+        self.counters.requests.add(1);
+        let connection = self.api.connection(head, self.is_draining(), turn);
+        let (view, date) = (self.view(), self.date.get());
+        let mut writer = self.writer(turn, &view, &date, connection);
+        writer.head_only = head.method == Method::Head;
+        writer.error(error);
+    }
+
+    #[inline]
+    fn handle(
+        &self,
+        link: &Link,
+        head: &Head<'_>,
+        body: Cow<'_, [u8]>,
+        turn: &mut Turn,
+    ) -> Option<Job> {
         self.counters.requests.add(1);
         let date = self.date.get();
         let view = self.view();
+        let caller = link.caller.identity();
         let moment = Moment {
             now: *turn.now.get_or_insert_with(wall_time),
             date: &date,
-            draining: self.draining.load(Ordering::Relaxed),
+            draining: self.is_draining(),
             view: &view,
+            caller: caller.as_deref().map(|caller| &**caller),
         };
         self.api
             .handle(head, body, &mut self.cluster.borrow_mut(), turn, moment)
     }
 
     fn refuse(&self, error: &ApiError, turn: &mut Turn) {
-        self.counters.requests_refused.add(1);
+        // The door counts those it turns away itself.
+        self.counters
+            .requests_refused
+            .add(u64::from(!error.is_about_the_caller()));
         turn.closes = true;
         self.writer(turn, &self.view(), &self.date.get(), Connection::Close)
             .error(error);

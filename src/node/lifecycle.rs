@@ -26,14 +26,17 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::connection::Limits;
 use super::control::{Control, ControlMessage, ControlParts};
 use super::core::{Core, Dial, Event, Message, Parts, Thread, mailbox_capacity, wall_time};
 use super::readiness::Readiness;
+use super::security::{Audience, Loaded, Loader, Security, Watcher};
+use super::verifying::Verifiers;
 use crate::api::{Api, NodeFacts};
+use crate::auth::secret::Sealer;
 use crate::clock::Origin;
 use crate::cluster::coordinator::Config;
 use crate::cluster::hints::HintLimits;
@@ -50,6 +53,7 @@ use crate::store::{Shard, ShardConfig};
 use crate::telemetry::cluster::SharedCounts;
 use crate::telemetry::counters::CoreCounters;
 use crate::telemetry::prometheus::{Exposition, ProcessFacts};
+use crate::telemetry::security::SecurityCounters;
 
 /// The share of the container's (or machine's) memory the shards may hold, in
 /// percent: the rest is for connections, answers under way, and what the
@@ -95,12 +99,32 @@ fn cannot(what: impl std::fmt::Display) -> StartError {
     StartError(what.to_string())
 }
 
+/// Checks that the files the settings name can be used.
+///
+/// # Errors
+///
+/// The first thing that is wrong.
+pub fn check(settings: &Settings) -> Result<(), StartError> {
+    load(settings).map(|_| ())
+}
+
+fn load(settings: &Settings) -> Result<(Sealer, Loaded), StartError> {
+    let sealer = Sealer::new().ok_or_else(|| cannot("the system gives no randomness"))?;
+    let loaded = Loader::new(settings.security.clone(), sealer.clone()).load();
+    Ok((sealer, loaded.map_err(cannot)?))
+}
+
 /// Runs a node until it is told to stop.
 ///
 /// # Errors
 ///
 /// When it cannot start as the settings ask; nothing was served then.
 pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
+    let (sealer, loaded) = load(settings)?;
+    let security = Arc::clone(&loaded.security);
+    let security_counters = Arc::new(SecurityCounters::default());
+    let verifiers = Verifiers::start(&sealer, &security_counters)
+        .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
     let plan = plan_cores(settings)?;
     let cores = CoreCount::new(plan.cpus.len())
         .ok_or_else(|| cannot(format!("cannot run {} cores", plan.cpus.len())))?;
@@ -125,7 +149,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let (control_sender, control_inbox) = runtime::mailbox(CONTROL_MAILBOX);
     let dial = Dial {
         timeout: settings.peer_timeout,
-        token: settings.peer_token.clone(),
+        access: security.peer_access.clone(),
     };
     let boot = (now.0 >> 8) as u8 ^ now.0 as u8;
     let origin = Origin::of(&facts.node_id, boot);
@@ -175,6 +199,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             cluster_counts: cluster_counts[core.index()].clone(),
             peer_limits: peer_limits(settings),
             readiness: Arc::clone(&readiness),
+            security: Arc::clone(&security),
+            verifiers: verifiers.clone(),
             draining: Arc::clone(&draining),
             mailboxes: mailboxes.clone(),
             mailbox_depth: depth,
@@ -211,6 +237,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         heartbeat: settings.heartbeat,
         readiness: Arc::clone(&readiness),
         cluster_counts: cluster_counts.clone(),
+        security: Arc::clone(&security),
+        verifiers,
         events: events.clone(),
     };
     start_management(ManagementParts {
@@ -219,7 +247,11 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         timeouts: timeouts(settings),
         choice: settings.io_driver,
         facts: Arc::clone(&facts),
-        exposition: Exposition::new(process.clone(), counters.clone()),
+        exposition: Exposition::new(
+            process.clone(),
+            counters.clone(),
+            Arc::clone(&security_counters),
+        ),
         cluster_counts,
         draining: Arc::clone(&draining),
         readiness: Arc::clone(&readiness),
@@ -241,11 +273,15 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         memory_limit_bytes = memory_limit,
         "serving"
     );
-    tracing::warn!("no authentication is configured: every client may read and write everything");
-
-    if !settings.peer_token.is_set() && !settings.seeds.is_empty() {
-        tracing::warn!("no peer token is configured: whoever reaches the peer listener may write");
-    }
+    warn_of_what_is_open(settings, &security);
+    let audience = Audience {
+        mailboxes: mailboxes.clone(),
+        control: control_sender.clone(),
+    };
+    let (look_again, wake) = mpsc::channel();
+    Watcher::new(loaded, audience, security_counters)
+        .start(wake)
+        .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
 
     let main = MainThread {
         inbox,
@@ -253,8 +289,21 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cores,
         mailboxes,
         draining,
+        look_again,
     };
     Ok(main.until_stopped(settings.shutdown_timeout, threads))
+}
+
+/// Says once what a stranger may do.
+fn warn_of_what_is_open(settings: &Settings, security: &Security) {
+    if security.policy.is_open() {
+        tracing::warn!(
+            "no authentication is configured: every client may read and write everything"
+        );
+    }
+    if !security.peer_access.token.is_set() && !settings.seeds.is_empty() {
+        tracing::warn!("no peer token is configured: whoever reaches the peer listener may write");
+    }
 }
 
 fn plan_cores(settings: &Settings) -> Result<CorePlan, StartError> {
@@ -478,9 +527,9 @@ fn timeouts(settings: &Settings) -> Timeouts {
 }
 
 /// Turns signals into events. The handlers stay installed: from here on no signal
-/// of these ends the process by itself.
+/// of these ends the process by itself. SIGHUP has files looked at again.
 fn listen_for_signals(events: mpsc::Sender<Event>) -> Result<(), StartError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| cannot(format!("cannot handle signals: {error}")))?;
     thread::Builder::new()
         .name("signals".to_owned())
@@ -547,6 +596,7 @@ fn wait_until_ready(
                 let problem = problem.unwrap_or_else(|| "it ended at once".to_owned());
                 return Err(cannot(format!("{thread} did not start: {problem}")));
             }
+            Ok(Event::Signal(SIGHUP)) => {}
             Ok(Event::Signal(signal)) => std::process::exit(128 + signal),
             Ok(Event::Drained(_) | Event::HandedOver) => {}
             Err(_) => return Err(cannot("the cores ended before they had started")),
@@ -605,12 +655,17 @@ struct MainThread {
     cores: CoreCount,
     mailboxes: Vec<runtime::Sender<Message>>,
     draining: Arc<AtomicBool>,
+    /// Has the files of credentials looked at again.
+    look_again: mpsc::Sender<()>,
 }
 
 impl MainThread {
     fn until_stopped(self, deadline: Duration, threads: Vec<thread::JoinHandle<()>>) -> ExitCode {
         loop {
             match self.inbox.recv() {
+                Ok(Event::Signal(SIGHUP)) => {
+                    let _ = self.look_again.send(());
+                }
                 Ok(Event::Signal(signal)) => {
                     tracing::info!(signal, "stopping");
                     return self.stop(deadline, threads);
@@ -638,6 +693,7 @@ impl MainThread {
             {
                 Ok(Event::Drained(core)) => drained[core.index()] = true,
                 Ok(Event::Ended(thread, problem)) => return died(thread, problem),
+                Ok(Event::Signal(SIGHUP)) => {}
                 Ok(Event::Signal(signal)) => second_signal(signal),
                 Ok(Event::Ready(..) | Event::HandedOver) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -660,6 +716,7 @@ impl MainThread {
             {
                 Ok(Event::Ended(Thread::Core(_), None)) => running -= 1,
                 Ok(Event::Ended(thread, problem)) => return died(thread, problem),
+                Ok(Event::Signal(SIGHUP)) => {}
                 Ok(Event::Signal(signal)) => second_signal(signal),
                 Ok(Event::Ready(..) | Event::Drained(_) | Event::HandedOver) => {}
                 Err(_) => return ExitCode::SUCCESS,
@@ -684,6 +741,7 @@ impl MainThread {
             match self.inbox.recv_timeout(left) {
                 Ok(Event::HandedOver) => return Ok(()),
                 Ok(Event::Ended(thread, problem)) => return Err(died(thread, problem)),
+                Ok(Event::Signal(SIGHUP)) => {}
                 Ok(Event::Signal(signal)) => second_signal(signal),
                 Ok(Event::Ready(..) | Event::Drained(_)) => {}
                 Err(_) => {

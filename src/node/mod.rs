@@ -3,6 +3,9 @@
 pub mod connection;
 pub mod control;
 pub mod core;
+pub mod door;
 pub mod lifecycle;
 pub mod peering;
 pub mod readiness;
+pub mod security;
+pub mod verifying;

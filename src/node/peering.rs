@@ -18,11 +18,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 
-use super::connection::{self, Service};
+use super::connection::{self, Entry, Service};
 use super::control::ControlMessage;
 use super::core::{Core, Link, wall_time};
 use crate::api::browse::{self, KeyScan};
 use crate::api::{ApiError, Turn, Writer};
+use crate::auth::{Caller, Scope};
 use crate::clock::UnixMs;
 use crate::cluster::coordinator::{Coordinator, Lane};
 use crate::cluster::message;
@@ -38,6 +39,9 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// How many bytes of keys one node lists for another at most.
 const KEYS_BYTES_MAX: usize = 32 << 20;
+
+/// What a kubelet asks for; never needs credentials.
+const HEALTH_PATH: &[u8] = b"/health";
 
 /// A frame of a peer on its way through this node.
 #[derive(Debug)]
@@ -224,6 +228,7 @@ impl PeerService {
                     let limits = Rc::clone(&core.peer_limits);
                     runtime::spawn(connection::serve(
                         Rc::clone(&service),
+                        core.link(Caller::default()),
                         limits,
                         stream,
                         watch,
@@ -292,28 +297,56 @@ impl Service for PeerService {
     type Job = (PeerJob, Connection);
     type Link = Link;
 
-    fn link(&self) -> Link {
-        self.0.link()
-    }
-
     fn turn(&self) -> Turn {
         self.0.turn()
     }
 
-    fn handle(&self, head: &Head<'_>, body: Cow<'_, [u8]>, turn: &mut Turn) -> Option<Self::Job> {
+    /// Peers show the cluster's secret; people show that, or who they are.
+    fn admit(&self, link: &Link, head: &Head<'_>) -> Entry {
+        let core = &self.0;
+        if head.path == HEALTH_PATH {
+            return Entry::Granted;
+        }
+        let access = core.dialing.access.borrow();
+        let drains = head.path == DRAIN_PATH.as_bytes();
+        if access.token.is_set() || !drains {
+            if access.token.admits(head.authorization) {
+                return Entry::Granted;
+            }
+            if !drains {
+                core.counters.peer_unauthorized.add(1);
+                return Entry::Denied(ApiError::unauthorized());
+            }
+        }
+        let admin = Some(Scope::Admin);
+        core.door.admit(&link.caller, head.authorization, admin)
+    }
+
+    async fn verify(&self, link: &Link, authorization: Vec<u8>) {
+        self.0.verify(link, authorization).await;
+    }
+
+    fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
+        turn.closes |= !head.keep_alive;
+        let connection = Connection::after(head.version, head.keep_alive);
+        self.answer(turn, connection, Err(error));
+    }
+
+    fn handle(
+        &self,
+        _link: &Link,
+        head: &Head<'_>,
+        body: Cow<'_, [u8]>,
+        turn: &mut Turn,
+    ) -> Option<Self::Job> {
         let core = &self.0;
         turn.closes |= !head.keep_alive;
         let connection = Connection::after(head.version, head.keep_alive);
-        if head.path == b"/health" && matches!(head.method, Method::Get | Method::Head) {
+        if head.path == HEALTH_PATH && matches!(head.method, Method::Get | Method::Head) {
             let (view, date) = (core.view(), core.date.get());
             let mut writer = core.writer(turn, &view, &date, connection);
             writer.head_only = head.method == Method::Head;
             self.health(&mut writer);
-            return None;
-        }
-        if !core.dialing.token.admits(head.authorization) {
-            core.counters.peer_unauthorized.add(1);
-            self.answer(turn, connection, Err(&ApiError::unauthorized()));
             return None;
         }
         let job = match (head.method, head.path) {

@@ -12,6 +12,7 @@
 //! and both. The second is kept by the core's [`Deadlines`], to a tick: an overdue
 //! connection is shut down, so that the pending call ends by itself.
 
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +28,13 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 const BUFFER_BYTES_KEPT: usize = 64 << 10;
 const READ_BYTES: usize = 16 << 10;
 
+/// What peers are shown. Replaced whole when credentials change.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The cluster's secret.
+    pub token: PeerToken,
+}
+
 /// What all connections of one core to peers have in common.
 #[derive(Clone)]
 pub struct Dialing {
@@ -34,8 +42,8 @@ pub struct Dialing {
     pub deadlines: Rc<Deadlines>,
     /// How long it may take to resolve an address and to connect to it.
     pub timeout: Duration,
-    /// The cluster's secret.
-    pub token: PeerToken,
+    /// What they are shown, from the next request on.
+    pub access: Rc<RefCell<Access>>,
 }
 
 /// A connection to one peer, opened when it is needed.
@@ -78,7 +86,7 @@ impl Client {
     pub fn head(&self, method: &str, target: &str, body_len: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(192 + body_len);
         let address = &self.address;
-        let token = self.dialing.token.header();
+        let token = self.dialing.access.borrow().token.header();
         let head = format!(
             "{method} {target} HTTP/1.1\r\nHost: {address}\r\n{token}\
              Content-Length: {body_len}\r\n\r\n"

@@ -1,51 +1,51 @@
 //! The secret that the nodes of one cluster share.
 
-use subtle::ConstantTimeEq;
+use crate::auth::credentials::bearer;
+use crate::auth::secret::same;
 
-/// A peer token, or none.
-#[derive(Clone, Default)]
-pub struct PeerToken(Option<String>);
+/// The tokens that peers show: the first of them is shown, any is taken. Without one
+/// nothing is asked of them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct PeerToken(Vec<String>);
 
 impl std::fmt::Debug for PeerToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() {
-            "PeerToken(…)"
-        } else {
-            "PeerToken(none)"
-        })
+        write!(f, "PeerToken({} of them)", self.0.len())
     }
 }
 
 impl PeerToken {
-    /// The token `text`; none when empty.
-    pub fn new(text: &str) -> Self {
-        Self((!text.is_empty()).then(|| text.to_owned()))
+    /// These tokens; while one takes the place of another, there are two.
+    pub fn new(tokens: Vec<String>) -> Self {
+        Self(tokens)
     }
 
-    /// Whether peers must show it.
+    /// Whether peers must show one.
     pub fn is_set(&self) -> bool {
-        self.0.is_some()
+        !self.0.is_empty()
     }
 
     /// The line of a request's head that shows it; empty without a token.
     pub fn header(&self) -> String {
-        match &self.0 {
+        match self.0.first() {
             Some(token) => format!("Authorization: Bearer {token}\r\n"),
             None => String::new(),
         }
     }
 
-    /// Whether an `Authorization` field shows it. The time this takes does not depend
-    /// on how much of it is right.
+    /// Whether an `Authorization` field shows one of them. The time this takes does not
+    /// depend on how much of it is right.
     pub fn admits(&self, authorization: Option<&[u8]>) -> bool {
-        let Some(token) = &self.0 else {
+        if !self.is_set() {
             return true;
+        }
+        let Some(shown) = authorization.and_then(bearer) else {
+            return false;
         };
-        let shown = authorization
-            .and_then(|field| field.split_at_checked(7))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
-            .map(|(_, shown)| shown);
-        shown.is_some_and(|shown| token.as_bytes().ct_eq(shown).into())
+        let right = |token: &String| same(token.as_bytes(), shown);
+        self.0
+            .iter()
+            .fold(false, |found, token| found | right(token))
     }
 }
 
@@ -55,9 +55,11 @@ mod tests {
 
     #[test]
     fn only_the_token_itself_admits() {
-        let token = PeerToken::new("secret");
+        let token = PeerToken::new(vec!["secret".to_owned(), "older".to_owned()]);
         assert!(token.admits(Some(b"Bearer secret")));
         assert!(token.admits(Some(b"bearer secret")));
+        assert!(token.admits(Some(b"Bearer older")));
+        assert_eq!(token.header(), "Authorization: Bearer secret\r\n");
         for wrong in [
             None,
             Some(&b""[..]),
@@ -68,11 +70,11 @@ mod tests {
         ] {
             assert!(!token.admits(wrong), "{wrong:?}");
         }
-        assert!(PeerToken::new("").admits(None));
+        assert!(PeerToken::default().admits(None));
     }
 
     #[test]
     fn a_token_is_not_shown() {
-        assert!(!format!("{:?}", PeerToken::new("secret")).contains("secret"));
+        assert!(!format!("{:?}", PeerToken::new(vec!["secret".to_owned()])).contains("secret"));
     }
 }

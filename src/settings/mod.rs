@@ -6,11 +6,8 @@
 //! flag or a `HYPERCACHE_` variable that does not exist, stop the start with one
 //! line that names the setting, the value and what was expected. Values of
 //! secrets are never repeated.
-//!
-//! Settings of parts this release does not serve yet are read and checked like
-//! all others; [`Settings::unsupported`] then refuses to start, so that a node
-//! given credentials never serves without asking for them.
 
+pub mod security;
 mod table;
 mod value;
 
@@ -23,7 +20,6 @@ pub use table::{Setting, TABLE};
 pub use value::{ByteSize, ListenAddr, Seed};
 
 use crate::cluster::Consistency;
-use crate::peer::token::PeerToken;
 use crate::runtime::DriverChoice;
 use crate::store::EvictionPolicy;
 
@@ -106,7 +102,6 @@ pub struct Settings {
     pub read_consistency: Consistency,
     pub write_consistency: Consistency,
     pub peer_timeout: Duration,
-    pub peer_token: PeerToken,
     pub clock_skew: Duration,
     pub dead_grace: Duration,
     pub drop_grace: Duration,
@@ -115,7 +110,8 @@ pub struct Settings {
     pub bootstrap_timeout: Duration,
     pub sync_interval: Duration,
     pub rebalance_interval: Duration,
-    unsupported: Option<String>,
+    pub buffer_limit: ByteSize,
+    pub security: security::Security,
 }
 
 impl Settings {
@@ -143,11 +139,6 @@ impl Settings {
                 .map(Invocation::CheckConfig),
             Asked::Run => given.settings(hostname).map(Box::new).map(Invocation::Run),
         }
-    }
-
-    /// Why this release cannot serve what the settings ask for, in one line.
-    pub fn unsupported(&self) -> Option<&str> {
-        self.unsupported.as_deref()
     }
 }
 
@@ -328,7 +319,6 @@ impl Given {
                 Consistency::parse(v.as_bytes())
             })?,
             peer_timeout: self.interval("HYPERCACHE_PEER_TIMEOUT")?,
-            peer_token: PeerToken::new(&self.get("HYPERCACHE_PEER_TOKEN", peer_token)?),
             clock_skew: self.interval("HYPERCACHE_CLOCK_SKEW")?,
             dead_grace: self.interval("HYPERCACHE_DEAD_GRACE")?,
             transfer_rate: self.get("HYPERCACHE_TRANSFER_RATE", |v| bytes(v, 0..=1 << 40))?,
@@ -337,18 +327,9 @@ impl Given {
             bootstrap_timeout: self.interval("HYPERCACHE_BOOTSTRAP_TIMEOUT")?,
             sync_interval: self.interval("HYPERCACHE_SYNC_INTERVAL")?,
             rebalance_interval: self.interval("HYPERCACHE_REBALANCE_INTERVAL")?,
-            unsupported: None,
+            buffer_limit: self.get("HYPERCACHE_BUFFER_LIMIT", |v| bytes(v, 1 << 20..=1 << 40))?,
+            security: security::Security::read(self)?,
         };
-        let unsupported = self.check_the_rest(&settings)?;
-        Ok(Settings {
-            unsupported,
-            ..settings
-        })
-    }
-
-    /// Checks what this release reads and does not serve, and what must fit
-    /// together; returns what it cannot serve.
-    fn check_the_rest(&self, settings: &Settings) -> Result<Option<String>, SettingsError> {
         if settings.tombstone_ttl <= settings.hint_ttl {
             return Err(SettingsError(format!(
                 "HYPERCACHE_TOMBSTONE_TTL={}: expected more than HYPERCACHE_HINT_TTL, \
@@ -356,46 +337,8 @@ impl Given {
                 crate::duration::GoText(settings.tombstone_ttl)
             )));
         }
-        let set = |variable| self.text(variable).map(|value| !value.is_empty());
-        let pair = |one: &'static str, other: &'static str| match (set(one)?, set(other)?) {
-            (true, false) => Err(missing_half(one, other)),
-            (false, true) => Err(missing_half(other, one)),
-            _ => Ok(()),
-        };
-        pair("HYPERCACHE_API_TLS_CERT", "HYPERCACHE_API_TLS_KEY")?;
-        pair("HYPERCACHE_OIDC_ISSUER", "HYPERCACHE_OIDC_AUDIENCE")?;
-        if set("HYPERCACHE_API_TLS_CLIENT_CA")? && !set("HYPERCACHE_API_TLS_CERT")? {
-            return Err(missing_half(
-                "HYPERCACHE_API_TLS_CLIENT_CA",
-                "HYPERCACHE_API_TLS_CERT",
-            ));
-        }
-        if set("HYPERCACHE_AUTH_TOKEN")? && set("HYPERCACHE_AUTH_CONFIG")? {
-            return Err(SettingsError(
-                "HYPERCACHE_AUTH_TOKEN and HYPERCACHE_AUTH_CONFIG are both set: expected one of them".to_owned(),
-            ));
-        }
-        for variable in [
-            "HYPERCACHE_AUTH_TOKEN",
-            "HYPERCACHE_AUTH_CONFIG",
-            "HYPERCACHE_API_TLS_CERT",
-            "HYPERCACHE_OIDC_ISSUER",
-        ] {
-            if set(variable)? {
-                return Ok(Some(format!(
-                    "{variable} is set, but this release has no authentication and no TLS: \
-                     refusing to serve without them"
-                )));
-            }
-        }
-        Ok(None)
+        Ok(settings)
     }
-}
-
-fn missing_half(set: &str, missing: &str) -> SettingsError {
-    SettingsError(format!(
-        "{missing} is empty: expected a value, because {set} is set"
-    ))
 }
 
 #[cfg(test)]

@@ -40,10 +40,22 @@ const fn setting(
     }
 }
 
+const fn secret(variable: &'static str, expected: &'static str, help: &'static str) -> Setting {
+    Setting {
+        variable,
+        default: "",
+        expected,
+        help,
+        secret: true,
+    }
+}
+
 const ADDRESS: &str = "host:port or :port";
 const INTERVAL: &str = "a duration such as 250ms or 1m30s, from 1ms to 24h";
 const LEVEL: &str = "ONE, QUORUM or ALL";
 const PATH: &str = "the path of a file";
+const TOKEN: &str = "visible characters without spaces";
+const CLIENT_AUTH: &str = "require or request";
 
 /// Every setting of a node.
 pub const TABLE: &[Setting] = &[
@@ -193,6 +205,12 @@ pub const TABLE: &[Setting] = &[
         "items of one batch request",
     ),
     setting(
+        "HYPERCACHE_BUFFER_LIMIT",
+        "256MiB",
+        "bytes such as 256MiB, at least 1MiB",
+        "what requests and answers of all connections may take while under way",
+    ),
+    setting(
         "HYPERCACHE_PIPELINE_DEPTH",
         "128",
         "a whole number from 1 to 4096",
@@ -259,13 +277,17 @@ pub const TABLE: &[Setting] = &[
         INTERVAL,
         "for a peer to answer what a client waits for; five times that for repair",
     ),
-    Setting {
-        variable: "HYPERCACHE_PEER_TOKEN",
-        default: "",
-        expected: "visible characters without spaces",
-        help: "secret that nodes show each other; none when empty",
-        secret: true,
-    },
+    secret(
+        "HYPERCACHE_PEER_TOKEN",
+        TOKEN,
+        "secret that nodes show each other; HYPERCACHE_AUTH_TOKEN when empty",
+    ),
+    setting(
+        "HYPERCACHE_PEER_TOKEN_FILE",
+        "",
+        PATH,
+        "file of such secrets, one a line: the first is shown, all are taken",
+    ),
     setting(
         "HYPERCACHE_CLOCK_SKEW",
         "10s",
@@ -332,31 +354,84 @@ pub const TABLE: &[Setting] = &[
         "bytes such as 64MiB, at most 1TiB",
         "the same for one owner",
     ),
-    Setting {
-        variable: "HYPERCACHE_AUTH_TOKEN",
-        default: "",
-        expected: "a token",
-        help: "bearer token for all listeners",
-        secret: true,
-    },
-    setting("HYPERCACHE_AUTH_CONFIG", "", PATH, "policy file"),
+    secret(
+        "HYPERCACHE_AUTH_TOKEN",
+        TOKEN,
+        "bearer token for all three listeners; its identity is default, with every scope",
+    ),
+    setting(
+        "HYPERCACHE_AUTH_TOKEN_FILE",
+        "",
+        PATH,
+        "file of such tokens, one a line: all are taken, peers show the first",
+    ),
+    setting(
+        "HYPERCACHE_AUTH_CONFIG",
+        "",
+        PATH,
+        "YAML policy for the client and management listeners",
+    ),
     setting(
         "HYPERCACHE_API_TLS_CERT",
         "",
         PATH,
-        "certificate of the client listener",
+        "PEM certificate chain of the client listener; TLS when set",
     ),
-    setting("HYPERCACHE_API_TLS_KEY", "", PATH, "its key"),
+    setting("HYPERCACHE_API_TLS_KEY", "", PATH, "its PEM key"),
     setting(
         "HYPERCACHE_API_TLS_CLIENT_CA",
         "",
         PATH,
-        "authority of client certificates",
+        "PEM authorities of client certificates",
+    ),
+    setting(
+        "HYPERCACHE_API_TLS_CLIENT_AUTH",
+        "require",
+        CLIENT_AUTH,
+        "whether clients must show a certificate where they are verified",
+    ),
+    setting(
+        "HYPERCACHE_MGMT_TLS_CERT",
+        "",
+        PATH,
+        "PEM certificate chain of the management listener; TLS when set",
+    ),
+    setting("HYPERCACHE_MGMT_TLS_KEY", "", PATH, "its PEM key"),
+    setting(
+        "HYPERCACHE_MGMT_TLS_CLIENT_CA",
+        "",
+        PATH,
+        "PEM authorities of client certificates there",
+    ),
+    setting(
+        "HYPERCACHE_MGMT_TLS_CLIENT_AUTH",
+        "request",
+        CLIENT_AUTH,
+        "the same there; kubelets show none",
+    ),
+    setting(
+        "HYPERCACHE_PEER_TLS_CERT",
+        "",
+        PATH,
+        "PEM certificate chain that nodes show each other; mutual TLS when set",
+    ),
+    setting("HYPERCACHE_PEER_TLS_KEY", "", PATH, "its PEM key"),
+    setting(
+        "HYPERCACHE_PEER_TLS_CA",
+        "",
+        PATH,
+        "PEM authorities of the nodes' certificates",
+    ),
+    setting(
+        "HYPERCACHE_PEER_TLS_SERVER_NAME",
+        "",
+        "a DNS name",
+        "name that every node's certificate has; the host it is reached by when empty",
     ),
     setting(
         "HYPERCACHE_OIDC_ISSUER",
         "",
-        "a URL",
+        "an https URL, or http to a loopback host",
         "issuer of identity tokens",
     ),
     setting(
@@ -376,6 +451,36 @@ pub const TABLE: &[Setting] = &[
         "scope",
         "the name of a claim",
         "claim that holds the scopes",
+    ),
+    setting(
+        "HYPERCACHE_OIDC_LEEWAY",
+        "30s",
+        "a duration such as 30s, at most 10m",
+        "how far the issuer's clock may be off",
+    ),
+    setting(
+        "HYPERCACHE_OIDC_REFRESH",
+        "5m",
+        INTERVAL,
+        "how often the issuer's keys are fetched; an unknown key has them fetched at once",
+    ),
+    setting(
+        "HYPERCACHE_OIDC_CA",
+        "",
+        PATH,
+        "PEM authorities of the issuer's certificate; the public ones when empty",
+    ),
+    setting(
+        "HYPERCACHE_RELOAD_INTERVAL",
+        "1s",
+        INTERVAL,
+        "how often the files above are looked at for changes",
+    ),
+    setting(
+        "HYPERCACHE_HANDSHAKES",
+        "1024",
+        "a whole number of at least 1",
+        "TLS handshakes under way at once",
     ),
 ];
 

@@ -64,7 +64,7 @@ pub struct Seed {
     pub address: String,
 }
 
-pub(super) fn peer_token(text: &str) -> Option<String> {
+pub(super) fn token(text: &str) -> Option<String> {
     let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
     visible.then(|| text.to_owned())
 }

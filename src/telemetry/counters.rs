@@ -40,6 +40,12 @@ pub struct CoreCounters {
     pub requests: Cell,
     /// Requests refused as malformed or over a limit of the protocol.
     pub requests_refused: Cell,
+    /// Requests that showed no credentials that count.
+    pub requests_unauthorized: Cell,
+    /// Requests by callers that lack the scope.
+    pub requests_forbidden: Cell,
+    /// Requests refused because their credentials could not be verified then.
+    pub verifications_refused: Cell,
     /// Connections accepted.
     pub connections_accepted: Cell,
     /// Connections turned away because the node has as many as it may.

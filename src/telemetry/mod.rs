@@ -4,3 +4,4 @@ pub mod cluster;
 pub mod counters;
 pub mod logs;
 pub mod prometheus;
+pub mod security;

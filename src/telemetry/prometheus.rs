@@ -13,6 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::counters::{Cell, CoreCounters};
+use super::security::{SecurityCounters, Shared};
 
 /// Facts about the process that do not change while it runs.
 #[derive(Clone, Debug)]
@@ -80,6 +81,21 @@ const TABLE: &[Metric] = &[
         "requests_refused",
         "Requests refused as malformed, late or over a limit",
         |c| &c.requests_refused,
+    ),
+    counter(
+        "requests_unauthorized",
+        "Requests refused for want of credentials that count",
+        |c| &c.requests_unauthorized,
+    ),
+    counter(
+        "requests_forbidden",
+        "Requests refused because the caller lacks the scope",
+        |c| &c.requests_forbidden,
+    ),
+    counter(
+        "verifications_refused",
+        "Requests refused because too many credentials waited to be verified",
+        |c| &c.verifications_refused,
     ),
     counter("connections_accepted", "Client connections accepted", |c| {
         &c.connections_accepted
@@ -155,6 +171,67 @@ const TABLE: &[Metric] = &[
     ),
 ];
 
+struct NodeMetric {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    kind: MetricType,
+    read: fn(&SecurityCounters) -> &Shared,
+}
+
+/// What is counted for the node as a whole.
+const NODE_TABLE: &[NodeMetric] = &[
+    NodeMetric {
+        name: "passwords_verified",
+        help: "Passwords compared with a bcrypt hash",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.passwords_verified,
+    },
+    NodeMetric {
+        name: "tokens_verified",
+        help: "Identity tokens whose signature was verified",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.tokens_verified,
+    },
+    NodeMetric {
+        name: "verifications_failed",
+        help: "Passwords and identity tokens that were verified and found wrong",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.verifications_failed,
+    },
+    NodeMetric {
+        name: "security_reloads",
+        help: "Times changed credentials, policies and certificates came into force",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.reloads,
+    },
+    NodeMetric {
+        name: "security_reload_failures",
+        help: "Times they could not be taken over",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.reload_failures,
+    },
+    NodeMetric {
+        name: "security_reload_failing",
+        help: "1 while files differ from what is in force because they cannot be taken over",
+        unit: None,
+        kind: MetricType::Gauge,
+        read: |c| &c.reload_failing,
+    },
+    NodeMetric {
+        name: "certificate_expires_timestamp",
+        help: "When the first certificate in use ends, in seconds since 1970; 0 without any",
+        unit: Some(Unit::Seconds),
+        kind: MetricType::Gauge,
+        read: |c| &c.certificate_expires_s,
+    },
+];
+
 /// Renders the metrics of a node.
 #[derive(Debug)]
 pub struct Exposition {
@@ -167,9 +244,17 @@ impl Exposition {
         "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
     /// The metrics of these cores.
-    pub fn new(facts: ProcessFacts, cores: Vec<Arc<CoreCounters>>) -> Self {
+    pub fn new(
+        facts: ProcessFacts,
+        cores: Vec<Arc<CoreCounters>>,
+        security: Arc<SecurityCounters>,
+    ) -> Self {
         let mut registry = Registry::with_prefix("hypercache");
-        registry.register_collector(Box::new(NodeCollector { facts, cores }));
+        registry.register_collector(Box::new(NodeCollector {
+            facts,
+            cores,
+            security,
+        }));
         Self { registry }
     }
 
@@ -189,6 +274,7 @@ impl Exposition {
 struct NodeCollector {
     facts: ProcessFacts,
     cores: Vec<Arc<CoreCounters>>,
+    security: Arc<SecurityCounters>,
 }
 
 impl Collector for NodeCollector {
@@ -228,6 +314,16 @@ impl Collector for NodeCollector {
                 MetricType::Gauge,
             )?
             .encode_gauge(&facts.memory_limit_bytes)?;
+        for metric in NODE_TABLE {
+            let value = (metric.read)(&self.security).get();
+            let unit = metric.unit.as_ref();
+            let mut sample =
+                encoder.encode_descriptor(metric.name, metric.help, unit, metric.kind)?;
+            match metric.kind {
+                MetricType::Counter => sample.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+                _ => sample.encode_gauge(&value)?,
+            }
+        }
         for metric in TABLE {
             let mut family = encoder.encode_descriptor(
                 metric.name,
@@ -271,7 +367,9 @@ mod tests {
             Arc::new(CoreCounters::default()),
         ];
         cores[1].requests.add(3);
-        let text = Exposition::new(facts, cores).render().unwrap();
+        let text = Exposition::new(facts, cores, Arc::default())
+            .render()
+            .unwrap();
         assert!(
             text.contains("hypercache_runtime_driver_info{driver=\"epoll\""),
             "{text}"

@@ -1,0 +1,44 @@
+//! What a node counts about who is let in, beyond its cores: changed by the threads that
+//! verify credentials and re-read files, read when scraped.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that any thread may change.
+#[derive(Debug, Default)]
+pub struct Shared(AtomicU64);
+
+impl Shared {
+    /// Adds one.
+    pub fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Replaces it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// See the module's comment.
+#[derive(Debug, Default)]
+pub struct SecurityCounters {
+    /// Passwords compared with a bcrypt hash.
+    pub passwords_verified: Shared,
+    /// Identity tokens whose signature was verified.
+    pub tokens_verified: Shared,
+    /// Credentials that were verified and found wrong.
+    pub verifications_failed: Shared,
+    /// Times that changed files were taken over.
+    pub reloads: Shared,
+    /// Times that changed files could not be taken over.
+    pub reload_failures: Shared,
+    /// 1 while files are not as they are in force, because they cannot be taken over.
+    pub reload_failing: Shared,
+    /// When the first certificate in use ends, in seconds since 1970; 0 without any.
+    pub certificate_expires_s: Shared,
+}
