@@ -1,12 +1,17 @@
 //! A whole connection, as the node serves it, over a wire in memory.
 //!
 //! * The same bytes, whole or in any pieces, give the same requests with the same bodies,
-//!   the same answers in order, and are refused or not.
+//!   the same answers in order, and are refused or not. Only whoever is denied before its
+//!   body has come is cut off earlier.
 //! * Nothing is read, and nobody answered, behind a refusal or a close.
+//! * Nobody is served whose credentials were not verified first.
 //! * What the connection keeps in memory is bounded by the limits, not by the client.
+//!
+//! The credentials `no` are denied, those that begin with `v` have to be verified, and any
+//! others are good.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -15,7 +20,7 @@ use std::time::Duration;
 use hypercache::api::{ApiError, Turn};
 use hypercache::hash::CoreCount;
 use hypercache::http::{self, Head, Method};
-use hypercache::node::connection::{Limits, Service, serve};
+use hypercache::node::connection::{Entry, Limits, Service, serve};
 use hypercache::operations::Exchange;
 use hypercache::runtime::{Aborter, Deadlines, Segment, Timeouts, Transport};
 
@@ -38,20 +43,40 @@ const INPUT_BYTES_MAX: usize = 32 << 10;
 pub fn law(bytes: &[u8]) {
     let whole = connection(bytes, std::iter::repeat(usize::MAX));
     if bytes.len() <= 600 {
-        assert_eq!(connection(bytes, std::iter::repeat(1)), whole);
+        let dribbled = connection(bytes, std::iter::repeat(1));
+        agrees(&dribbled, &whole);
     }
     for (salt, longest) in [(0, 8), (1, 200)] {
-        assert_eq!(connection(bytes, Cuts::of(bytes, salt, longest)), whole);
+        agrees(&connection(bytes, Cuts::of(bytes, salt, longest)), &whole);
+    }
+}
+
+fn agrees(pieces: &Outcome, whole: &Outcome) {
+    if let Some(Event::Denied) = pieces.events.last()
+        && pieces.closed
+    {
+        assert!(whole.events.starts_with(&pieces.events));
+        assert!(whole.sent.starts_with(&pieces.sent));
+    } else {
+        assert_eq!(pieces, whole);
     }
 }
 
 /// What came of a connection.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
-    requests: Vec<Request>,
+    events: Vec<Event>,
     /// What was sent, but for `100 Continue`: who has sent the body already is not told.
-    sent: Vec<u8>,
-    refused: bool,
+    sent: String,
+    /// Whether the node has closed it.
+    closed: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    Served(Request),
+    Denied,
+    Refused,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -76,11 +101,13 @@ fn connection(bytes: &[u8], pieces: impl Iterator<Item = usize>) -> Outcome {
         arriving: bytes,
         pieces,
         sent: Rc::clone(&sent),
-        is_shut: false,
+        is_shut: Rc::default(),
     };
+    let is_shut = Rc::clone(&wire.is_shut);
     {
         let served = serve(
             Rc::clone(&service),
+            (),
             Rc::new(LIMITS),
             wire,
             deadlines.watch(Aborter::of_nothing()),
@@ -94,24 +121,35 @@ fn connection(bytes: &[u8], pieces: impl Iterator<Item = usize>) -> Outcome {
     let sent = String::from_utf8(sent.take()).expect("answers are text");
     let permission = std::str::from_utf8(http::CONTINUE).expect("it is text");
     Outcome {
-        requests: recorder.requests.into_inner(),
-        sent: sent.replace(permission, "").into_bytes(),
-        refused: recorder.refused.into_inner(),
+        events: recorder.events.into_inner(),
+        sent: sent.replace(permission, ""),
+        closed: is_shut.get(),
     }
 }
 
 /// Notes what it is asked, and answers with the number of the request.
 #[derive(Default)]
 struct Recorder {
-    requests: RefCell<Vec<Request>>,
-    refused: RefCell<bool>,
+    events: RefCell<Vec<Event>>,
+    closed: Cell<bool>,
+    verified: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Recorder {
+    fn note(&self, event: Event, closes: bool) {
+        assert!(!self.closed.replace(closes), "it was closed");
+        self.events.borrow_mut().push(event);
+    }
+
     fn answer(&self, turn: &mut Turn) {
-        let number = self.requests.borrow().len();
+        let number = self.events.borrow().len();
         let answer = format!("answer {number}\n");
         turn.answers.bytes.extend_from_slice(answer.as_bytes());
+    }
+
+    fn has_verified(&self, authorization: Option<&[u8]>) -> bool {
+        let shown = authorization.unwrap_or_default();
+        !shown.starts_with(b"v") || self.verified.borrow().iter().any(|known| known == shown)
     }
 }
 
@@ -119,22 +157,42 @@ impl Service for Recorder {
     type Job = ();
     type Link = ();
 
-    fn link(&self) {}
+    fn admit(&self, _link: &(), head: &Head<'_>) -> Entry {
+        if head.authorization == Some(b"no") {
+            Entry::Denied(ApiError::unauthorized())
+        } else if self.has_verified(head.authorization) {
+            Entry::Granted
+        } else {
+            Entry::Unverified
+        }
+    }
+
+    async fn verify(&self, _link: &(), authorization: Vec<u8>) {
+        assert!(!self.has_verified(Some(&authorization)), "verified twice");
+        self.verified.borrow_mut().push(authorization);
+    }
 
     fn turn(&self) -> Turn {
         Turn::new(Exchange::new(CoreCount::ONE))
     }
 
-    fn handle(&self, head: &Head<'_>, body: Cow<'_, [u8]>, turn: &mut Turn) -> Option<()> {
-        assert!(!turn.closes && !*self.refused.borrow(), "it was closed");
+    fn handle(
+        &self,
+        _link: &(),
+        head: &Head<'_>,
+        body: Cow<'_, [u8]>,
+        turn: &mut Turn,
+    ) -> Option<()> {
         assert!(body.len() as u64 <= LIMITS.request.body_bytes_max);
-        self.requests.borrow_mut().push(Request {
+        assert!(head.authorization != Some(b"no") && self.has_verified(head.authorization));
+        let request = Request {
             method: head.method.name(),
             path: head.path.to_vec(),
             query: head.query.map(<[u8]>::to_vec),
             body: body.into_owned(),
-        });
+        };
         turn.closes |= !head.keep_alive;
+        self.note(Event::Served(request), turn.closes);
         if head.method == Method::Post {
             return Some(());
         }
@@ -142,11 +200,25 @@ impl Service for Recorder {
         None
     }
 
+    fn deny(&self, head: &Head<'_>, _error: &ApiError, turn: &mut Turn) {
+        turn.closes |= !head.keep_alive;
+        self.note(Event::Denied, turn.closes);
+        self.answer(turn);
+    }
+
     fn refuse(&self, error: &ApiError, turn: &mut Turn) {
-        assert!((400..600).contains(&(error.status as u16)));
-        assert!(!self.refused.replace(true), "refused twice");
         turn.closes = true;
-        turn.answers.bytes.extend_from_slice(b"refused\n");
+        let denied = error.status == http::Status::Unauthorized;
+        assert!((400..600).contains(&(error.status as u16)));
+        self.note(
+            if denied {
+                Event::Denied
+            } else {
+                Event::Refused
+            },
+            true,
+        );
+        self.answer(turn);
     }
 
     async fn settle(&self, _link: &(), _turn: &mut Turn) {}
@@ -161,7 +233,7 @@ struct Wire<'a, P> {
     arriving: &'a [u8],
     pieces: P,
     sent: Rc<RefCell<Vec<u8>>>,
-    is_shut: bool,
+    is_shut: Rc<Cell<bool>>,
 }
 
 impl<P: Iterator<Item = usize>> Transport for Wire<'_, P> {
@@ -177,13 +249,13 @@ impl<P: Iterator<Item = usize>> Transport for Wire<'_, P> {
     }
 
     async fn write_all(&mut self, buf: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        assert!(!self.is_shut);
+        assert!(!self.is_shut.get());
         self.sent.borrow_mut().extend_from_slice(&buf);
         (Ok(()), buf)
     }
 
     async fn write_vectored_all(&mut self, parts: Vec<Segment>) -> (io::Result<()>, Vec<Segment>) {
-        assert!(!self.is_shut);
+        assert!(!self.is_shut.get());
         for part in &parts {
             self.sent.borrow_mut().extend_from_slice(part.as_slice());
         }
@@ -191,7 +263,7 @@ impl<P: Iterator<Item = usize>> Transport for Wire<'_, P> {
     }
 
     async fn shutdown_write(&mut self) -> io::Result<()> {
-        self.is_shut = true;
+        self.is_shut.set(true);
         Ok(())
     }
 

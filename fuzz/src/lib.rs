@@ -19,6 +19,7 @@ pub mod membership;
 pub mod peer_answer;
 pub mod peer_frame;
 pub mod peer_serve;
+pub mod policy;
 pub mod settings;
 pub mod uri;
 
@@ -37,6 +38,7 @@ pub const LAWS: &[(&str, Law)] = &[
     ("peer_answer", peer_answer::law),
     ("peer_frame", peer_frame::law),
     ("peer_serve", peer_serve::law),
+    ("policy", policy::law),
     ("settings", settings::law),
     ("uri", uri::law),
 ];

@@ -66,7 +66,7 @@ fn split_variable(word: &OsString) -> Option<(OsString, OsString)> {
 fn read(args: &[OsString], env: &[(OsString, OsString)]) -> Result<String, String> {
     match Settings::from(args.iter().cloned(), env.iter().cloned(), "host") {
         Ok(Invocation::Run(settings) | Invocation::CheckConfig(settings)) => {
-            Ok(format!("{settings:?} {:?}", settings.unsupported()))
+            Ok(format!("{settings:?}"))
         }
         Ok(Invocation::Help(text) | Invocation::Version(text)) => Ok(text),
         Err(error) => {
