@@ -18,13 +18,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::answer::{self, broken};
 use super::token::PeerToken;
 use crate::runtime::{self, Deadlines, Steering, Stream, Wait, Watch};
 
 /// The largest head of an answer.
 const HEAD_BYTES_MAX: usize = 8 << 10;
-/// The largest answer.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// What a connection keeps for the next answer.
 const BUFFER_BYTES_KEPT: usize = 64 << 10;
 const READ_BYTES: usize = 16 << 10;
@@ -55,10 +54,6 @@ pub struct Client {
     open: Option<(Stream, Watch)>,
     buffer: Vec<u8>,
     answered: bool,
-}
-
-fn broken(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 impl Client {
@@ -172,8 +167,8 @@ impl Client {
     }
 
     async fn read_answer(&mut self) -> io::Result<Vec<u8>> {
-        let (head_len, body_len, closes) = loop {
-            if let Some(head) = parse(&self.buffer)? {
+        let head = loop {
+            if let Some(head) = answer::parse_head(&self.buffer)? {
                 break head;
             }
             if self.buffer.len() > HEAD_BYTES_MAX {
@@ -181,19 +176,19 @@ impl Client {
             }
             self.fill(READ_BYTES).await?;
         };
-        let whole = head_len + body_len;
+        let whole = head.len + head.body_len;
         while self.buffer.len() < whole {
             self.fill((whole - self.buffer.len()).min(1 << 20)).await?;
         }
         if self.buffer.len() > whole {
             return Err(broken("more than one answer"));
         }
-        let body = self.buffer[head_len..].to_vec();
+        let body = self.buffer[head.len..].to_vec();
         self.buffer.clear();
         if self.buffer.capacity() > BUFFER_BYTES_KEPT {
             self.buffer = Vec::new();
         }
-        if closes {
+        if head.closes {
             self.open = None;
         }
         Ok(body)
@@ -213,62 +208,5 @@ impl Client {
                 Ok(())
             }
         }
-    }
-}
-
-/// Lengths of head and body of an answer with status 200, and whether the connection
-/// closes after it; nothing when the head is incomplete.
-fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, bool)>> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut response = httparse::Response::new(&mut headers);
-    let head_len = match response.parse(bytes) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(broken("the answer is not HTTP")),
-    };
-    match response.code {
-        Some(200) => {}
-        Some(401) => return Err(io::Error::from(io::ErrorKind::PermissionDenied)),
-        _ => return Err(broken("the peer refused the request")),
-    }
-    let field = |name: &str| {
-        response
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name))
-            .and_then(|header| std::str::from_utf8(header.value).ok())
-    };
-    let body_len: usize = field("Content-Length")
-        .and_then(|value| value.parse().ok())
-        .ok_or_else(|| broken("the answer has no length"))?;
-    if body_len > ANSWER_BYTES_MAX {
-        return Err(broken("the answer is too long"));
-    }
-    let closes = field("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
-    Ok(Some((head_len, body_len, closes)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_whole_answers_with_status_200_and_a_length_count() {
-        let parsed = |text: &str| parse(text.as_bytes());
-        assert!(parsed("HTTP/1.1 200 OK\r\nContent-Le").unwrap().is_none());
-        let answer = parsed("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc");
-        assert_eq!(answer.unwrap(), Some((38, 3, false)));
-        let closing = parsed("HTTP/1.1 200 OK\r\nconnection: Close\r\nContent-Length: 0\r\n\r\n");
-        assert!(closing.unwrap().unwrap().2);
-        for bad in [
-            "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
-            "nonsense\r\n\r\n",
-        ] {
-            assert!(parsed(bad).is_err(), "{bad}");
-        }
-        let denied = parsed("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").unwrap_err();
-        assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
     }
 }
