@@ -220,12 +220,12 @@ pub enum Mood {
     Well,
     /// It accepts connections, and nothing more comes.
     Silent,
-    /// It takes requests and does not answer.
+    /// It takes requests and does not answer until it is in another mood.
     Hanging,
     /// It answers with this status.
     Status(u16),
-    /// It sends the caller elsewhere.
-    Redirecting(String),
+    /// It sends the caller to where it answers as it should.
+    Redirecting,
     /// It answers with what is not HTTP.
     Babbling,
     /// It answers with this instead of either document.
@@ -425,28 +425,16 @@ impl Shared {
         let Some(path) = requested(&mut stream) else {
             return;
         };
-        let (mood, body) = {
-            let mut state = self.state();
-            let body = if path.ends_with("/.well-known/openid-configuration") {
-                state.asked.discovery += 1;
-                Some(state.discovery.to_string())
-            } else if path.ends_with("/keys") {
-                state.asked.keys += 1;
-                Some(state.keys.to_string())
-            } else {
-                None
-            };
-            (state.mood.clone(), body)
-        };
+        let moved = path.starts_with("/moved/");
+        let body = self.document(&path);
         self.changed.notify_all();
+        self.wait_while_in(&Mood::Hanging);
+        let mood = self.state().mood.clone();
         let written = match (mood, body) {
-            (Mood::Hanging | Mood::Silent, _) => {
-                self.wait_while_in(&Mood::Hanging);
-                Ok(())
-            }
+            (Mood::Hanging | Mood::Silent, _) => Ok(()),
             (Mood::Status(status), _) => write_answer(&mut stream, &status.to_string(), "{}"),
-            (Mood::Redirecting(to), _) => {
-                let status = format!("302 Found\r\nLocation: {to}");
+            (Mood::Redirecting, _) if !moved => {
+                let status = format!("302 Found\r\nLocation: /moved{path}");
                 write_answer(&mut stream, &status, "")
             }
             (Mood::Babbling, _) => stream.write_all(b"\x00\xff\r\nI am a teapot\r\n\r\n"),
@@ -459,10 +447,28 @@ impl Shared {
             (Mood::EndlessHead, _) => {
                 self.write_without_end(&mut stream, b"HTTP/1.1 200 OK\r\nX-Long: ")
             }
-            (Mood::Well, Some(body)) => write_answer(&mut stream, "200 OK", &body),
-            (Mood::Well, None) => write_answer(&mut stream, "404 Not Found", "{}"),
+            (Mood::Well | Mood::Redirecting, Some(body)) => {
+                write_answer(&mut stream, "200 OK", &body)
+            }
+            (Mood::Well | Mood::Redirecting, None) => {
+                write_answer(&mut stream, "404 Not Found", "{}")
+            }
         };
         let _ = written.and_then(|()| stream.flush());
+    }
+
+    /// What there is under a path; counted as asked for.
+    fn document(&self, path: &str) -> Option<String> {
+        let mut state = self.state();
+        if path.ends_with("/.well-known/openid-configuration") {
+            state.asked.discovery += 1;
+            Some(state.discovery.to_string())
+        } else if path.ends_with("/keys") {
+            state.asked.keys += 1;
+            Some(state.keys.to_string())
+        } else {
+            None
+        }
     }
 
     fn write_without_end(&self, stream: &mut impl Write, head: &[u8]) -> std::io::Result<()> {
