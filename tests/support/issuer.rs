@@ -8,6 +8,9 @@
     reason = "each test uses its part of it, and a failure here is a failed test"
 )]
 
+#[path = "certificates.rs"]
+mod certificates;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
@@ -23,8 +26,9 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rcgen::{BasicConstraints, CertificateParams, IsCa};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use certificates::Authority;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
@@ -512,23 +516,15 @@ fn write_answer(stream: &mut impl Write, status: &str, body: &str) -> std::io::R
 
 /// A certificate for 127.0.0.1 and the authority that vouches for it, in PEM.
 fn server_config() -> (Arc<ServerConfig>, String) {
-    let mut params = CertificateParams::new([]).expect("parameters");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_key = rcgen::KeyPair::generate().expect("a key");
-    let ca = params.self_signed(&ca_key).expect("a certificate");
-    let authority = rcgen::Issuer::new(params, ca_key);
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let certificate = CertificateParams::new(names)
-        .and_then(|params| params.signed_by(&key, &authority))
-        .expect("a certificate");
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let authority = Authority::new("an authority");
+    let server = authority.server(&["127.0.0.1", "localhost"]);
+    let key = PrivateKeyDer::from_pem_slice(server.key.as_bytes()).expect("a key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
+        .with_single_cert(vec![server.der()], key)
         .expect("a certificate and its key");
-    (Arc::new(config), ca.pem())
+    (Arc::new(config), authority.pem())
 }
