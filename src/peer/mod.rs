@@ -2,6 +2,7 @@
 //!
 //! * [`client`]: one keep-alive connection to one peer, one request at a time.
 //! * [`answer`]: the heads of the answers it gets.
+//! * [`channel`]: what it goes over, in the clear or under TLS.
 //!
 //! What is said stands in [`cluster::message`](crate::cluster::message) and
 //! [`cluster::membership`](crate::cluster::membership); this module only carries it. What
@@ -19,6 +20,7 @@
 //! request has a deadline; whoever does not answer within it is taken to have failed.
 
 pub mod answer;
+pub mod channel;
 pub mod client;
 pub mod keys;
 pub mod token;
