@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, bytes, duration}
-//!           \-> http (codec)    runtime (cores, sockets, mailboxes)    telemetry    settings
+//!           \-> http (codec)    tls -> runtime (cores, sockets, mailboxes)    telemetry    settings
 //! ```
 
 pub mod api;
@@ -25,3 +25,4 @@ pub mod runtime;
 pub mod settings;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

@@ -139,7 +139,7 @@ impl KeyScan {
             return;
         }
         self.truncated = true;
-        if self.found.peek().is_some_and(|largest| key < largest) {
+        if self.found.peek().is_some_and(|largest| *key < **largest) {
             self.found.pop();
             self.found.push(Box::from(key));
         }

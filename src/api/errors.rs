@@ -103,6 +103,13 @@ impl ApiError {
         error
     }
 
+    /// 401: the certificate that let a connection in is not trusted any more.
+    pub fn certificate_no_longer_good() -> Self {
+        let mut error = Self::unauthorized();
+        error.message = Cow::Borrowed("the certificate of this connection is no longer good");
+        error
+    }
+
     /// A request that was not admitted.
     pub fn refused(refusal: Refusal) -> Self {
         match refusal {

@@ -30,6 +30,7 @@
 pub mod credentials;
 pub mod gate;
 pub mod identity;
+pub mod oidc;
 pub mod policy;
 pub mod secret;
 

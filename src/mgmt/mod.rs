@@ -18,18 +18,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::api::owners::OwnerIds;
 use crate::api::{ApiError, NodeFacts, Turn, Writer, key_text};
-use crate::auth::{Caller, Scope};
+use crate::auth::Scope;
 use crate::cluster::View;
 use crate::hash::CoreCount;
 use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
 use crate::node::connection::{self, Entry, Limits, Service};
 use crate::node::control::{Control, Watch};
 use crate::node::core::wall_time;
+use crate::node::door::Visitor;
 use crate::node::readiness::Readiness;
+use crate::node::security::Entrance;
 use crate::operations::Exchange;
-use crate::runtime::{self, Deadlines, Listener, Timeouts};
+use crate::runtime::{self, Deadlines, Listener, Stream, Timeouts};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::prometheus::Exposition;
+use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
 
 /// How many management connections may be open.
@@ -58,6 +61,7 @@ pub struct Management {
 
 struct Serving {
     management: Management,
+    handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
     date: Cell<HttpDate>,
 }
@@ -74,6 +78,7 @@ impl Management {
     pub async fn run(self, listener: Listener, limits: Limits, timeouts: Timeouts) {
         let serving = Rc::new(Serving {
             management: self,
+            handshakes: Handshakes::new(CONNECTIONS_MAX),
             pace: Cell::default(),
             date: Cell::new(HttpDate::at(unix_seconds())),
         });
@@ -84,15 +89,8 @@ impl Management {
             match listener.accept().await {
                 Ok((stream, _)) if deadlines.open() < CONNECTIONS_MAX => {
                     let watch = deadlines.watch(stream.aborter());
-                    let service = Rc::clone(&serving);
-                    let link = service.link(Caller::default());
-                    runtime::spawn(connection::serve(
-                        service,
-                        link,
-                        Rc::clone(&limits),
-                        stream,
-                        watch,
-                    ));
+                    let (serving, limits) = (Rc::clone(&serving), Rc::clone(&limits));
+                    runtime::spawn(serving.serve(stream, watch, limits));
                 }
                 Ok(_) => tracing::warn!("a management connection over the limit was closed"),
                 Err(error) => {
@@ -132,10 +130,30 @@ const PATHS: &[(&[u8], Option<Scope>)] = &[
 ];
 
 impl Serving {
-    fn link(&self, caller: Caller) -> Told {
+    async fn serve(self: Rc<Self>, stream: Stream, watch: runtime::Watch, limits: Rc<Limits>) {
+        let security = self.management.control.door().security();
+        match security.tls(Entrance::Management) {
+            None => {
+                let told = self.link(Visitor::in_the_clear(Entrance::Management));
+                connection::serve(self, told, limits, stream, watch).await;
+            }
+            Some(tls) => match tls::accept(stream, tls, &self.handshakes, &watch).await {
+                Ok(stream) => {
+                    let told =
+                        self.link(Visitor::over_tls(Entrance::Management, &stream, &security));
+                    connection::serve(self, told, limits, stream, watch).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a handshake on the management listener failed");
+                }
+            },
+        }
+    }
+
+    fn link(&self, visitor: Visitor) -> Told {
         Told {
             members: self.management.control.watch(),
-            caller,
+            visitor,
             heartbeat: Cell::new(Instant::now()),
         }
     }
@@ -218,7 +236,7 @@ impl Serving {
 pub struct Told {
     members: Watch,
     /// Who speaks here.
-    caller: Caller,
+    visitor: Visitor,
     /// When the next heartbeat is due.
     heartbeat: Cell<Instant>,
 }
@@ -235,12 +253,12 @@ impl Service for Serving {
         let found = PATHS.iter().find(|(path, _)| *path == head.path);
         let scope = found.and_then(|(_, scope)| *scope);
         let door = self.management.control.door();
-        door.admit(&told.caller, head.authorization, scope)
+        door.admit(&told.visitor, head.authorization, scope)
     }
 
     async fn verify(&self, told: &Told, authorization: Vec<u8>) {
         let door = self.management.control.door();
-        door.verify(&told.caller, &authorization).await;
+        door.verify(&told.visitor, &authorization).await;
     }
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {

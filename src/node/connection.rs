@@ -58,6 +58,8 @@ pub enum Entry {
     Granted,
     /// It may not.
     Denied(ApiError),
+    /// Nor may any other on this connection.
+    Expelled(ApiError),
     /// Its credentials have to be verified first.
     Unverified,
 }
@@ -295,6 +297,7 @@ impl Input {
             let denied = match service.admit(link, &head) {
                 Entry::Granted => None,
                 Entry::Denied(error) => Some(error),
+                Entry::Expelled(error) => return Step::Refuse(error),
                 Entry::Unverified => {
                     return Step::Verify(head.authorization.unwrap_or_default().to_vec());
                 }

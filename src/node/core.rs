@@ -37,15 +37,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connection::{self, Entry, Limits, Service};
 use super::control::ControlMessage;
-use super::door::Door;
+use super::door::{Door, Visitor};
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
 use super::readiness::{CoreReport, Readiness};
-use super::security::Security;
+use super::security::{Entrance, Security};
 use super::verifying::Verifiers;
 use crate::api::browse::KeyScan;
 use crate::api::router;
 use crate::api::{Api, ApiError, Job, Moment, Turn, Writer};
-use crate::auth::Caller;
 use crate::clock::UnixMs;
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
@@ -57,6 +56,7 @@ use crate::peer::client::{Access, Dialing};
 use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
+use crate::tls::{self, Handshakes};
 
 /// How often a core looks at the clock for its housekeeping.
 const TICK: Duration = Duration::from_millis(100);
@@ -168,6 +168,9 @@ pub struct Parts {
     pub security: Arc<Security>,
     /// Where credentials are verified.
     pub verifiers: Verifiers,
+    /// How many TLS handshakes this core has under way at once with clients, and as many
+    /// with peers.
+    pub handshakes_max: usize,
     /// Set once this node is going to leave.
     pub draining: Arc<AtomicBool>,
     /// The mailboxes of all cores, its own included.
@@ -237,6 +240,9 @@ pub struct Core {
     cluster_counts: SharedCounts,
     readiness: Arc<Readiness>,
     pub(super) door: Door,
+    handshakes: Rc<Handshakes>,
+    /// Apart, so that clients cannot keep peers out.
+    pub(super) peer_handshakes: Rc<Handshakes>,
     pub(super) draining: Arc<AtomicBool>,
     pub(super) date: Cell<HttpDate>,
     finished: Cell<Vec<(Box<Batch>, Home)>>,
@@ -343,7 +349,7 @@ pub struct Link {
     pub(super) reply: Rc<Reply>,
     index: usize,
     /// Who speaks here.
-    pub(super) caller: Caller,
+    pub(super) visitor: Visitor,
 }
 
 impl Drop for Link {
@@ -389,6 +395,8 @@ impl Core {
             cluster_counts: parts.cluster_counts,
             readiness: parts.readiness,
             door: Door::new(parts.security, parts.verifiers, wall_time()),
+            handshakes: Handshakes::new(parts.handshakes_max),
+            peer_handshakes: Handshakes::new(parts.handshakes_max),
             draining: parts.draining,
             peer_limits: Rc::new(parts.peer_limits),
             siblings,
@@ -666,15 +674,27 @@ impl Core {
 
     async fn serve(self: Rc<Self>, stream: runtime::Stream) {
         let watch = self.deadlines.watch(stream.aborter());
-        let limits = Rc::clone(&self.limits);
-        let link = self.link(Caller::default());
-        connection::serve(Rc::new(Rc::clone(&self)), link, limits, stream, watch).await;
+        let (service, limits) = (Rc::new(Rc::clone(&self)), Rc::clone(&self.limits));
+        let security = self.door.security();
+        match security.tls(Entrance::Client) {
+            None => {
+                let link = self.link(Visitor::in_the_clear(Entrance::Client));
+                connection::serve(service, link, limits, stream, watch).await;
+            }
+            Some(tls) => {
+                // What fails is counted by the handshakes.
+                if let Ok(stream) = tls::accept(stream, tls, &self.handshakes, &watch).await {
+                    let link = self.link(Visitor::over_tls(Entrance::Client, &stream, &security));
+                    connection::serve(service, link, limits, stream, watch).await;
+                }
+            }
+        }
         self.connections.fetch_sub(1, Ordering::Relaxed);
         self.report_if_drained();
     }
 
     /// An entry for a new connection.
-    pub(super) fn link(self: &Rc<Self>, caller: Caller) -> Link {
+    pub(super) fn link(self: &Rc<Self>, visitor: Visitor) -> Link {
         let reply = Rc::new(Reply::default());
         let mut replies = self.replies.borrow_mut();
         let index = replies.free.pop().unwrap_or_else(|| {
@@ -686,7 +706,7 @@ impl Core {
             core: Rc::clone(self),
             reply,
             index,
-            caller,
+            visitor,
         }
     }
 
@@ -747,6 +767,17 @@ impl Core {
         counters.requests_unauthorized.set(refused.unauthorized);
         counters.requests_forbidden.set(refused.forbidden);
         counters.verifications_refused.set(refused.busy);
+        let (clients, peers) = (self.handshakes.counts(), self.peer_handshakes.counts());
+        counters.handshakes.set(clients.completed + peers.completed);
+        counters
+            .handshakes_failed
+            .set(clients.failed + peers.failed);
+        counters
+            .handshakes_timed_out
+            .set(clients.timed_out + peers.timed_out);
+        counters
+            .handshakes_refused
+            .set(clients.refused + peers.refused);
         counters.items.set(shard.len() as u64);
         counters.bytes.set(shard.bytes() as u64);
         counters.tombstones.set(shard.tombstones() as u64);
@@ -876,11 +907,11 @@ impl Service for Rc<Core> {
     #[inline]
     fn admit(&self, link: &Link, head: &Head<'_>) -> Entry {
         let scope = router::scope(head.method, head.path);
-        self.door.admit(&link.caller, head.authorization, scope)
+        self.door.admit(&link.visitor, head.authorization, scope)
     }
 
     async fn verify(&self, link: &Link, authorization: Vec<u8>) {
-        self.door.verify(&link.caller, &authorization).await;
+        self.door.verify(&link.visitor, &authorization).await;
     }
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
@@ -903,7 +934,7 @@ impl Service for Rc<Core> {
         self.counters.requests.add(1);
         let date = self.date.get();
         let view = self.view();
-        let caller = link.caller.identity();
+        let caller = link.visitor.caller().identity();
         let moment = Moment {
             now: *turn.now.get_or_insert_with(wall_time),
             date: &date,

@@ -1,14 +1,22 @@
 //! One thread's door: what it goes by, who is let through, and what it has found out.
+//!
+//! A certificate is verified when a connection is made, and again with the first request
+//! after something else has come into force: who is not trusted any more is expelled
+//! from a connection that is open.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
+use rustls::pki_types::{CertificateDer, UnixTime};
+
 use super::connection::Entry;
-use super::security::Security;
+use super::security::{Entrance, Security};
 use super::verifying::{Verifiers, Verifying};
 use crate::api::ApiError;
 use crate::auth::{Admission, Caller, Gate, Refusal, Scope};
 use crate::clock::UnixMs;
+use crate::tls::TlsStream;
+use crate::tls::config::subject_cn;
 
 /// How many requests were turned away, by reason.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +27,49 @@ pub struct Refused {
     pub forbidden: u64,
     /// Their credentials could not be verified for want of room.
     pub busy: u64,
+}
+
+/// A connection as the door knows it.
+pub struct Visitor {
+    caller: Caller,
+    entrance: Entrance,
+    /// What was shown when the connection was made, its own certificate first.
+    certificates: Vec<CertificateDer<'static>>,
+    /// The number of the [`Security`] by which they are good.
+    good_under: Cell<u64>,
+}
+
+impl Visitor {
+    /// A connection in the clear.
+    pub fn in_the_clear(entrance: Entrance) -> Self {
+        Self {
+            caller: Caller::default(),
+            entrance,
+            certificates: Vec::new(),
+            good_under: Cell::new(0),
+        }
+    }
+
+    /// A connection whose handshake was made by `security`.
+    pub fn over_tls(entrance: Entrance, stream: &TlsStream, security: &Security) -> Self {
+        let certificates = stream.peer_certificates().unwrap_or_default();
+        let common_name = certificates.first().and_then(|own| subject_cn(own));
+        Self {
+            caller: Caller::new(true, common_name),
+            entrance,
+            certificates: certificates.to_vec(),
+            // A session that goes on is not verified in its handshake.
+            good_under: Cell::new(match stream.is_resumed() {
+                true => 0,
+                false => security.number,
+            }),
+        }
+    }
+
+    /// Who speaks here.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
 }
 
 /// See the module's comment.
@@ -67,15 +118,47 @@ impl Door {
     #[inline]
     pub fn admit(
         &self,
-        caller: &Caller,
+        visitor: &Visitor,
         authorization: Option<&[u8]>,
         scope: Option<Scope>,
     ) -> Entry {
-        match self.gate.admit(caller, authorization, scope) {
+        if let Err(expelled) = self.check_certificates(visitor) {
+            return expelled;
+        }
+        match self.gate.admit(&visitor.caller, authorization, scope) {
             Admission::Granted => Entry::Granted,
             Admission::Unverified => Entry::Unverified,
             Admission::Refused(refusal) => self.refuse(refusal),
         }
+    }
+
+    /// Expels who was let in by a certificate that is good no more.
+    #[inline]
+    pub fn check_certificates(&self, visitor: &Visitor) -> Result<(), Entry> {
+        if visitor.certificates.is_empty() || visitor.good_under.get() == self.gate.number() {
+            return Ok(());
+        }
+        self.verify_certificates(visitor)
+    }
+
+    #[cold]
+    fn verify_certificates(&self, visitor: &Visitor) -> Result<(), Entry> {
+        let security = self.security.borrow();
+        let tls = security.tls(visitor.entrance);
+        let clients = tls.and_then(|tls| tls.clients.as_ref());
+        let good = clients.is_none_or(|clients| {
+            clients
+                .verify(&visitor.certificates, UnixTime::now())
+                .is_ok()
+        });
+        if good {
+            visitor.good_under.set(self.gate.number());
+            return Ok(());
+        }
+        let mut refused = self.refused.get();
+        refused.unauthorized += 1;
+        self.refused.set(refused);
+        Err(Entry::Expelled(ApiError::certificate_no_longer_good()))
     }
 
     #[cold]
@@ -91,10 +174,10 @@ impl Door {
     }
 
     /// Finds out who shows these credentials.
-    pub async fn verify(&self, caller: &Caller, authorization: &[u8]) {
+    pub async fn verify(&self, visitor: &Visitor, authorization: &[u8]) {
         let judge = self.security.borrow().judge.clone();
         self.verifying
-            .verify(&self.gate, caller, judge, authorization)
+            .verify(&self.gate, &visitor.caller, judge, authorization)
             .await;
     }
 }

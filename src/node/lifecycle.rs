@@ -33,7 +33,7 @@ use super::connection::Limits;
 use super::control::{Control, ControlMessage, ControlParts};
 use super::core::{Core, Dial, Event, Message, Parts, Thread, mailbox_capacity, wall_time};
 use super::readiness::Readiness;
-use super::security::{Audience, Loaded, Loader, Security, Watcher};
+use super::security::{Audience, Loaded, Loader, Security, Wake, Watcher};
 use super::verifying::Verifiers;
 use crate::api::{Api, NodeFacts};
 use crate::auth::secret::Sealer;
@@ -201,6 +201,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             readiness: Arc::clone(&readiness),
             security: Arc::clone(&security),
             verifiers: verifiers.clone(),
+            handshakes_max: settings.security.handshakes.div_ceil(cores.get()),
             draining: Arc::clone(&draining),
             mailboxes: mailboxes.clone(),
             mailbox_depth: depth,
@@ -278,9 +279,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         mailboxes: mailboxes.clone(),
         control: control_sender.clone(),
     };
-    let (look_again, wake) = mpsc::channel();
-    Watcher::new(loaded, audience, security_counters)
-        .start(wake)
+    let watcher = Watcher::new(loaded, audience, security_counters);
+    let watcher_waker = watcher.waker();
+    watcher
+        .start()
         .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
 
     let main = MainThread {
@@ -289,7 +291,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cores,
         mailboxes,
         draining,
-        look_again,
+        watcher: watcher_waker,
     };
     Ok(main.until_stopped(settings.shutdown_timeout, threads))
 }
@@ -656,7 +658,7 @@ struct MainThread {
     mailboxes: Vec<runtime::Sender<Message>>,
     draining: Arc<AtomicBool>,
     /// Has the files of credentials looked at again.
-    look_again: mpsc::Sender<()>,
+    watcher: mpsc::Sender<Wake>,
 }
 
 impl MainThread {
@@ -664,7 +666,7 @@ impl MainThread {
         loop {
             match self.inbox.recv() {
                 Ok(Event::Signal(SIGHUP)) => {
-                    let _ = self.look_again.send(());
+                    let _ = self.watcher.send(Wake::Look);
                 }
                 Ok(Event::Signal(signal)) => {
                     tracing::info!(signal, "stopping");

@@ -21,9 +21,11 @@ use std::task::{Poll, Waker};
 use super::connection::{self, Entry, Service};
 use super::control::ControlMessage;
 use super::core::{Core, Link, wall_time};
+use super::door::Visitor;
+use super::security::Entrance;
 use crate::api::browse::{self, KeyScan};
 use crate::api::{ApiError, Turn, Writer};
-use crate::auth::{Caller, Scope};
+use crate::auth::Scope;
 use crate::clock::UnixMs;
 use crate::cluster::coordinator::{Coordinator, Lane};
 use crate::cluster::message;
@@ -32,7 +34,8 @@ use crate::hash::{CoreCount, CoreId};
 use crate::http::{Connection, Head, Method, Status};
 use crate::peer::client::{Client, Dialing};
 use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
-use crate::runtime::{self, Listener, Steering, handoff};
+use crate::runtime::{self, Listener, Steering, Stream, handoff};
+use crate::tls;
 
 /// Peer connections one core accepts.
 const CONNECTIONS_MAX: usize = 4096;
@@ -224,20 +227,35 @@ impl PeerService {
             let core = &service.0;
             match listener.accept().await {
                 Ok((stream, _)) if core.peer_connections.open() < CONNECTIONS_MAX => {
-                    let watch = core.peer_connections.watch(stream.aborter());
-                    let limits = Rc::clone(&core.peer_limits);
-                    runtime::spawn(connection::serve(
-                        Rc::clone(&service),
-                        core.link(Caller::default()),
-                        limits,
-                        stream,
-                        watch,
-                    ));
+                    runtime::spawn(Rc::clone(&service).serve(stream));
                 }
                 Ok(_) => tracing::warn!("a peer connection over the limit was closed"),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed on the peer listener");
                     runtime::sleep(super::core::ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(self: Rc<Self>, stream: Stream) {
+        let core = Rc::clone(&self.0);
+        let watch = core.peer_connections.watch(stream.aborter());
+        let limits = Rc::clone(&core.peer_limits);
+        let security = core.door.security();
+        match security.tls(Entrance::Peer) {
+            None => {
+                let link = core.link(Visitor::in_the_clear(Entrance::Peer));
+                connection::serve(self, link, limits, stream, watch).await;
+            }
+            Some(tls) => {
+                let handshakes = &core.peer_handshakes;
+                match tls::accept(stream, tls, handshakes, &watch).await {
+                    Ok(stream) => {
+                        let link = core.link(Visitor::over_tls(Entrance::Peer, &stream, &security));
+                        connection::serve(self, link, limits, stream, watch).await;
+                    }
+                    Err(error) => tracing::debug!(%error, "a handshake of a peer failed"),
                 }
             }
         }
@@ -304,6 +322,9 @@ impl Service for PeerService {
     /// Peers show the cluster's secret; people show that, or who they are.
     fn admit(&self, link: &Link, head: &Head<'_>) -> Entry {
         let core = &self.0;
+        if let Err(expelled) = core.door.check_certificates(&link.visitor) {
+            return expelled;
+        }
         if head.path == HEALTH_PATH {
             return Entry::Granted;
         }
@@ -319,7 +340,7 @@ impl Service for PeerService {
             }
         }
         let admin = Some(Scope::Admin);
-        core.door.admit(&link.caller, head.authorization, admin)
+        core.door.admit(&link.visitor, head.authorization, admin)
     }
 
     async fn verify(&self, link: &Link, authorization: Vec<u8>) {

@@ -12,6 +12,9 @@
 //! file behind the same name) and editors do (other bytes in the same file) alike. SIGHUP
 //! has it look at once.
 //!
+//! Keys of the issuer of identity tokens come from a thread of their own
+//! ([`crate::auth::oidc`]) and put another [`Security`] in force in the same way.
+//!
 //! A file and its key may be read while they are being replaced, one old and one new:
 //! what cannot be built is only reported when it is read a second time.
 
@@ -19,29 +22,46 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use super::control::ControlMessage;
-use super::core::Message;
+use super::core::{Message, wall_time};
 use super::verifying::Judge;
-use crate::auth::Policy;
+use crate::auth::oidc::fetch::Handle;
+use crate::auth::oidc::{self, Fetcher, KeySet, Rules};
 use crate::auth::secret::Sealer;
+use crate::auth::{Identity, Outcome, Policy};
 use crate::peer::client::Access;
 use crate::peer::token::PeerToken;
 use crate::runtime::Sender;
 use crate::settings::security::{self as settings, NamedFile};
 use crate::telemetry::security::SecurityCounters;
+use crate::tls::config::ConfigError;
+use crate::tls::{self, ClientAuth, ClientVerifier, ServerTls};
 
 /// The largest file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The most tokens a file may hold.
 const TOKENS_MAX: usize = 64;
+/// How long an identity token that was refused is not looked at again: it may become
+/// valid, or its key known.
+const REFUSED_TOKEN_S: u64 = 2;
 /// How soon a thread is told again whose mailbox was full.
 const TELL_AGAIN: Duration = Duration::from_millis(10);
 
+/// The listeners of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Entrance {
+    Client,
+    Management,
+    Peer,
+}
+
 /// What decides who is let in.
+#[derive(Clone)]
 pub struct Security {
     /// Tells it from others; grows, and is not 0.
     pub number: u64,
@@ -51,6 +71,28 @@ pub struct Security {
     pub judge: Option<Judge>,
     /// What nodes show each other.
     pub peer_access: Access,
+    api_tls: Option<ServerTls>,
+    mgmt_tls: Option<ServerTls>,
+    peer_tls: Option<ServerTls>,
+}
+
+impl Security {
+    /// The TLS of a listener, where it has any.
+    pub fn tls(&self, entrance: Entrance) -> Option<&ServerTls> {
+        let tls = match entrance {
+            Entrance::Client => &self.api_tls,
+            Entrance::Management => &self.mgmt_tls,
+            Entrance::Peer => &self.peer_tls,
+        };
+        tls.as_ref()
+    }
+
+    /// When the first certificate ends, in seconds since 1970.
+    fn certificates_end_s(&self) -> Option<i64> {
+        let listeners = [&self.api_tls, &self.mgmt_tls, &self.peer_tls];
+        let ends = listeners.into_iter().flatten();
+        ends.map(|tls| tls.validity.not_after).min()
+    }
 }
 
 impl fmt::Debug for Security {
@@ -114,19 +156,29 @@ impl Loader {
         Self { settings, sealer }
     }
 
-    fn named_files(&self) -> impl Iterator<Item = &NamedFile> {
+    fn named_files(&self) -> Vec<&NamedFile> {
         let settings = &self.settings;
-        [
-            &settings.auth_token_file,
-            &settings.auth_config,
-            &settings.peer_token_file,
-        ]
-        .into_iter()
-        .flatten()
+        let mut files = Vec::new();
+        files.extend(&settings.auth_token_file);
+        files.extend(&settings.auth_config);
+        files.extend(&settings.peer_token_file);
+        for tls in [&settings.api_tls, &settings.mgmt_tls]
+            .into_iter()
+            .flatten()
+        {
+            files.extend([&tls.certificate, &tls.key]);
+            files.extend(&tls.client_ca);
+        }
+        if let Some(tls) = &settings.peer_tls {
+            files.extend([&tls.certificate, &tls.key, &tls.ca]);
+        }
+        files.extend(settings.oidc.iter().flat_map(|oidc| &oidc.ca));
+        files
     }
 
     fn read(&self) -> Result<Files, String> {
-        self.named_files()
+        let files = self.named_files().into_iter();
+        files
             .map(|file| match read(file) {
                 Ok(bytes) => Ok((file.clone(), bytes)),
                 Err(error) => Err(format!("{file}: cannot be read: {error}")),
@@ -142,18 +194,13 @@ impl Loader {
             None if settings.auth_token.is_empty() => Vec::new(),
             None => vec![settings.auth_token.reveal().to_owned()],
         };
-        let policy = match &settings.auth_config {
-            Some(file) => Policy::parse(files.text(file)?, &self.sealer)
-                .map_err(|error| format!("{file}: {error}"))?,
-            None if !client_tokens.is_empty() => Policy::of_tokens(&client_tokens, &self.sealer),
-            None if settings.oidc.is_some() => Policy::closed(&self.sealer),
-            None => Policy::open(&self.sealer),
-        };
+        let policy = self.policy(files, &client_tokens)?;
         let peer_tokens = match &settings.peer_token_file {
             Some(file) => files.tokens(file)?,
             None if settings.peer_token.is_empty() => client_tokens,
             None => vec![settings.peer_token.reveal().to_owned()],
         };
+        let listener = |tls: &settings::ListenerTls| listener_tls(files, tls);
         Ok(Security {
             number,
             policy: Arc::new(policy),
@@ -161,6 +208,41 @@ impl Loader {
             peer_access: Access {
                 token: PeerToken::new(peer_tokens),
             },
+            api_tls: settings.api_tls.as_ref().map(listener).transpose()?,
+            mgmt_tls: settings.mgmt_tls.as_ref().map(listener).transpose()?,
+            peer_tls: None,
+        })
+    }
+
+    fn policy(&self, files: &Files, tokens: &[String]) -> Result<Policy, String> {
+        let settings = &self.settings;
+        let policy = match &settings.auth_config {
+            Some(file) => Policy::parse(files.text(file)?, &self.sealer)
+                .map_err(|error| format!("{file}: {error}"))?,
+            None if !tokens.is_empty() => Policy::of_tokens(tokens, &self.sealer),
+            None if settings.oidc.is_some() => Policy::closed(&self.sealer),
+            None => Policy::open(&self.sealer),
+        };
+        let Some(oidc) = &settings.oidc else {
+            return Ok(policy);
+        };
+        if let Some(ca) = &oidc.ca {
+            tls::client_config(files.of(ca), None).map_err(|error| format!("{ca}: {error}"))?;
+        }
+        Ok(policy.with_identity_tokens())
+    }
+
+    /// What identity tokens are checked by, where there is an issuer.
+    fn oidc(&self, files: &Files) -> Option<oidc::Config> {
+        let settings = self.settings.oidc.as_ref()?;
+        let ca = settings.ca.as_ref();
+        Some(oidc::Config {
+            identity_claim: settings.identity_claim.clone(),
+            scope_claim: settings.scope_claim.clone(),
+            leeway: settings.leeway,
+            refresh_interval: settings.refresh,
+            ca_pem: ca.map(|file| files.of(file).to_vec()),
+            ..oidc::Config::new(settings.issuer.clone(), &settings.audience)
         })
     }
 
@@ -180,6 +262,34 @@ impl Loader {
     }
 }
 
+fn listener_tls(files: &Files, listener: &settings::ListenerTls) -> Result<ServerTls, String> {
+    let client_auth = match listener.client_required {
+        true => ClientAuth::Require,
+        false => ClientAuth::Request,
+    };
+    let (certificate, key) = (&listener.certificate, &listener.key);
+    if let Some(ca) = &listener.client_ca {
+        ClientVerifier::new(files.of(ca), client_auth).map_err(|error| format!("{ca}: {error}"))?;
+    }
+    tls::server_config(
+        files.of(certificate),
+        files.of(key),
+        listener.client_ca.as_ref().map(|file| files.of(file)),
+        client_auth,
+    )
+    .map_err(|error| in_pair(certificate, key, &error))
+}
+
+/// Names the file of a certificate and its key that an error is about.
+fn in_pair(certificate: &NamedFile, key: &NamedFile, error: &ConfigError) -> String {
+    use ConfigError::{BadKey, EncryptedKey, KeyMismatch, Malformed, NoKey};
+    match error {
+        NoKey | EncryptedKey | BadKey(_) | KeyMismatch => format!("{key}: {error}"),
+        Malformed(_) => format!("{certificate}, {key}: {error}"),
+        _ => format!("{certificate}: {error}"),
+    }
+}
+
 /// What the start has loaded.
 pub struct Loaded {
     loader: Loader,
@@ -196,6 +306,14 @@ pub struct Audience {
     pub control: Sender<ControlMessage>,
 }
 
+/// What the thread that watches is woken for.
+pub enum Wake {
+    /// To look at the files now.
+    Look,
+    /// To take over the issuer's keys.
+    Keys(Arc<KeySet>),
+}
+
 /// Watches the files. See the module's comment.
 pub struct Watcher {
     loaded: Loaded,
@@ -210,12 +328,16 @@ pub struct Watcher {
     broken: Option<(Files, bool)>,
     /// What was last reported as unreadable.
     unreadable: Option<String>,
+    fetcher: Option<Fetcher>,
+    wake: mpsc::Sender<Wake>,
+    woken: Receiver<Wake>,
 }
 
 impl Watcher {
     /// Watches what was loaded; to be started.
     pub fn new(loaded: Loaded, audience: Audience, counters: Arc<SecurityCounters>) -> Self {
         let threads = audience.mailboxes.len() + 1;
+        let (wake, woken) = mpsc::channel();
         Self {
             loaded,
             audience,
@@ -224,16 +346,25 @@ impl Watcher {
             counters,
             broken: None,
             unreadable: None,
+            fetcher: None,
+            wake,
+            woken,
         }
     }
 
-    /// Starts the thread; each message of `wake` has it look at once. It ends with the
-    /// sender of those.
+    /// What wakes it.
+    pub fn waker(&self) -> mpsc::Sender<Wake> {
+        self.wake.clone()
+    }
+
+    /// Starts the thread, which runs as long as the process.
     ///
     /// # Errors
     ///
-    /// When it cannot be started.
-    pub fn start(mut self, wake: Receiver<()>) -> io::Result<()> {
+    /// When it, or the one that fetches keys, cannot be started.
+    pub fn start(mut self) -> io::Result<()> {
+        self.tell_of_certificates();
+        self.start_fetcher()?;
         let interval = self.loaded.loader.settings.reload_interval;
         let work = move || {
             loop {
@@ -241,17 +372,71 @@ impl Watcher {
                     true => interval,
                     false => interval.min(TELL_AGAIN),
                 };
-                match wake.recv_timeout(pause) {
-                    Ok(()) | Err(RecvTimeoutError::Timeout) => self.look(),
+                match self.woken.recv_timeout(pause) {
+                    Ok(Wake::Keys(keys)) => self.take_keys(&keys),
+                    Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => self.look(),
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
                 self.tell();
+                self.count_fetches();
             }
         };
         thread::Builder::new()
             .name("security".to_owned())
             .spawn(work)?;
         Ok(())
+    }
+
+    /// Has the issuer's keys fetched, if there is one, by what the files say now.
+    fn start_fetcher(&mut self) -> io::Result<()> {
+        self.fetcher = None;
+        let Some(config) = self.loaded.loader.oidc(&self.loaded.files) else {
+            return Ok(());
+        };
+        let wake = self.wake.clone();
+        let fetcher = Fetcher::start(&config, move |keys| {
+            let _ = wake.send(Wake::Keys(keys));
+        });
+        self.fetcher = Some(fetcher.map_err(io::Error::other)?);
+        Ok(())
+    }
+
+    fn take_keys(&mut self, keys: &Arc<KeySet>) {
+        tracing::info!(keys = keys.len(), "keys of the issuer are in force");
+        let config = self.loaded.loader.oidc(&self.loaded.files);
+        let (Some(config), Some(fetcher)) = (config, &self.fetcher) else {
+            return;
+        };
+        let judge = judge(Rules::of(&config), Arc::clone(keys), fetcher.handle());
+        let security = &self.loaded.security;
+        let security = Security {
+            number: security.number + 1,
+            judge: Some(judge),
+            ..Security::clone(security)
+        };
+        self.put_in_force(security);
+    }
+
+    fn count_fetches(&self) {
+        if let Some(fetcher) = &self.fetcher {
+            let counts = fetcher.handle().counts();
+            self.counters.oidc_fetches.set(counts.fetches);
+            self.counters.oidc_fetch_failures.set(counts.failures);
+            self.counters.oidc_keys.set(counts.keys);
+            self.counters.oidc_fetched_s.set(counts.last_success_unix_s);
+        }
+    }
+
+    /// Tells when certificates end, and warns of those that have ended.
+    fn tell_of_certificates(&self) {
+        let Some(end_s) = self.loaded.security.certificates_end_s() else {
+            return;
+        };
+        let end_s = u64::try_from(end_s).unwrap_or(0);
+        self.counters.certificate_expires_s.set(end_s);
+        if end_s <= wall_time().0 / 1000 {
+            tracing::warn!(end_s, "a certificate of this node has expired");
+        }
     }
 
     fn look(&mut self) {
@@ -278,8 +463,13 @@ impl Watcher {
                 self.broken = None;
                 self.counters.reloads.count();
                 self.counters.reload_failing.set(0);
-                self.loaded.files = files;
-                self.put_in_force(security);
+                let former = std::mem::replace(&mut self.loaded.files, files);
+                self.put_in_force(Security {
+                    judge: self.loaded.security.judge.clone(),
+                    ..security
+                });
+                self.tell_of_certificates();
+                self.follow_authorities(&former);
             }
             Err(error) => {
                 let seen = self.broken.take();
@@ -294,6 +484,19 @@ impl Watcher {
                 };
                 self.broken = Some((files, reported));
             }
+        }
+    }
+
+    /// Speaks to the issuer anew when other authorities vouch for it.
+    fn follow_authorities(&mut self, former: &Files) {
+        let oidc = self.loaded.loader.settings.oidc.as_ref();
+        let Some(ca) = oidc.and_then(|oidc| oidc.ca.as_ref()) else {
+            return;
+        };
+        if former.of(ca) != self.loaded.files.of(ca)
+            && let Err(error) = self.start_fetcher()
+        {
+            tracing::error!(%error, "the issuer's keys are not fetched any more");
         }
     }
 
@@ -330,4 +533,26 @@ impl Watcher {
             }
         });
     }
+}
+
+/// Checks identity tokens by these rules and keys, and asks for a fetch when that could
+/// help.
+fn judge(rules: Rules, keys: Arc<KeySet>, issuer: Handle) -> Judge {
+    Arc::new(move |token| {
+        let now_s = wall_time().0 / 1000;
+        match oidc::verify(&keys, &rules, token, now_s) {
+            Ok(verified) => {
+                let (id, scopes) = (verified.id, verified.scopes);
+                let identity = Arc::new(Identity { id, scopes });
+                Outcome::Granted(identity, verified.expires_at_unix_s)
+            }
+            Err(refusal) => {
+                if refusal.refetch_may_help() {
+                    issuer.ask();
+                }
+                tracing::debug!(%refusal, "an identity token was refused");
+                Outcome::Refused(now_s + REFUSED_TOKEN_S)
+            }
+        }
+    })
 }

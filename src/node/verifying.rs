@@ -199,7 +199,7 @@ impl Verifying {
     }
 
     /// Finds out who shows these credentials and has the gate remember it. Without a
-    /// judge no identity token is anybody's.
+    /// judge, the issuer's keys are yet to come, identity tokens have to wait.
     pub async fn verify(
         &self,
         gate: &Gate,
@@ -232,7 +232,7 @@ impl Verifying {
         match check {
             Check::Token(shown) => {
                 let Some(judge) = judge else {
-                    return Outcome::Refused(u64::MAX);
+                    return Outcome::Busy;
                 };
                 let token = Token {
                     shown,

@@ -10,7 +10,7 @@
 //!
 //! A stop works the same way: connections that wait for a next request are shut
 //! down for reading at once; whatever had already arrived is still read and
-//! answered.
+//! answered. Handshakes are cut: nothing was asked yet.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -21,7 +21,8 @@ use super::Aborter;
 /// How long a connection may wait for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// For the rest of a request whose first byte has arrived.
+    /// For the rest of a request whose first byte has arrived, and for a client's
+    /// handshake.
     pub read: Duration,
     /// For the client to take an answer.
     pub write: Duration,
@@ -40,6 +41,8 @@ const LINGER: Duration = Duration::from_secs(2);
 pub enum Wait {
     /// Nothing of the client's: it is being served.
     Nothing,
+    /// The client to bring its handshake to an end: one deadline for the whole of it.
+    Handshake,
     /// The first byte of a request.
     Idle,
     /// The rest of a request.
@@ -146,7 +149,7 @@ impl Deadlines {
     pub fn stop(&self) {
         self.stopping.set(true);
         for entry in self.entries.borrow_mut().iter_mut() {
-            if matches!(entry.wait, Wait::Idle | Wait::Linger) {
+            if matches!(entry.wait, Wait::Handshake | Wait::Idle | Wait::Linger) {
                 cut(entry);
             }
         }
@@ -161,7 +164,7 @@ fn cut(entry: &Entry) {
         Wait::Nothing => {}
         // Reading only: a request that did not arrive in time still gets its 408.
         Wait::Idle | Wait::Request | Wait::Linger => aborter.shutdown_read(),
-        Wait::Write | Wait::Exchange => aborter.shutdown_both(),
+        Wait::Handshake | Wait::Write | Wait::Exchange => aborter.shutdown_both(),
     }
 }
 
@@ -179,7 +182,7 @@ impl Watch {
         let limit = match wait {
             Wait::Nothing => None,
             Wait::Idle => Some(timeouts.idle),
-            Wait::Request => Some(timeouts.read),
+            Wait::Request | Wait::Handshake => Some(timeouts.read),
             Wait::Write => Some(timeouts.write),
             Wait::Linger => Some(LINGER),
             Wait::Exchange => Some(timeouts.exchange),
@@ -195,7 +198,7 @@ impl Watch {
                 .get()
                 .saturating_add(limit.as_millis() as u64),
         };
-        if self.deadlines.stopping.get() && wait == Wait::Idle {
+        if self.deadlines.stopping.get() && matches!(wait, Wait::Handshake | Wait::Idle) {
             cut(entry);
         }
     }

@@ -354,6 +354,13 @@ impl Stream {
         (result, buf)
     }
 
+    /// Writes what the socket takes at once of a few bytes: for a last word that is not
+    /// worth waiting for. Returns how much that was.
+    pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        SockRef::from(&self.fd()).send_with_flags(bytes, flags)
+    }
+
     /// Writes all of `parts`, in order, without copying them together. Must not be
     /// dropped while pending.
     pub async fn write_vectored_all(

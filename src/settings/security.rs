@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::value::{self, DAY};
 use super::{Given, SettingsError};
+use crate::auth::oidc::Issuer;
 
 /// Text that is never shown.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -69,7 +70,7 @@ pub struct PeerTls {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Oidc {
-    pub issuer: String,
+    pub issuer: Issuer,
     pub audience: String,
     pub identity_claim: String,
     pub scope_claim: String,
@@ -257,9 +258,25 @@ fn oidc(given: &Given) -> Result<Option<Oidc>, SettingsError> {
     const AUDIENCE: &str = "HYPERCACHE_OIDC_AUDIENCE";
     const LEEWAY_MAX: Duration = Duration::from_secs(600);
     let claim = |variable| given.get(variable, |name| (!name.is_empty()).then(|| name.to_owned()));
-    let oidc = Oidc {
-        issuer: given.text(ISSUER)?,
-        audience: given.text(AUDIENCE)?,
+    let audience = given.text(AUDIENCE)?;
+    let issuer = given.get(ISSUER, |url| match url {
+        "" => Some(None),
+        url => Issuer::parse(url).ok().map(Some),
+    })?;
+    let ca = file(given, "HYPERCACHE_OIDC_CA")?;
+    let Some(issuer) = issuer else {
+        return match (audience.is_empty(), ca) {
+            (false, _) => Err(missing(AUDIENCE, ISSUER)),
+            (true, Some(ca)) => Err(missing(ca.setting, ISSUER)),
+            (true, None) => Ok(None),
+        };
+    };
+    if audience.is_empty() {
+        return Err(missing(ISSUER, AUDIENCE));
+    }
+    Ok(Some(Oidc {
+        issuer,
+        audience,
         identity_claim: claim("HYPERCACHE_OIDC_IDENTITY_CLAIM")?,
         scope_claim: claim("HYPERCACHE_OIDC_SCOPE_CLAIM")?,
         leeway: given.get("HYPERCACHE_OIDC_LEEWAY", |v| {
@@ -268,15 +285,6 @@ fn oidc(given: &Given) -> Result<Option<Oidc>, SettingsError> {
         refresh: given.get("HYPERCACHE_OIDC_REFRESH", |v| {
             value::duration(v, value::MILLISECOND..=DAY)
         })?,
-        ca: file(given, "HYPERCACHE_OIDC_CA")?,
-    };
-    match (oidc.issuer.is_empty(), oidc.audience.is_empty()) {
-        (true, true) => match &oidc.ca {
-            Some(ca) => Err(missing(ca.setting, ISSUER)),
-            None => Ok(None),
-        },
-        (true, false) => Err(missing(AUDIENCE, ISSUER)),
-        (false, true) => Err(missing(ISSUER, AUDIENCE)),
-        (false, false) => Ok(Some(oidc)),
-    }
+        ca,
+    }))
 }

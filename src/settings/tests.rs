@@ -131,7 +131,10 @@ fn variables_a_kubelet_injects_are_ignored() {
 fn settings_that_belong_together_are_checked_together() {
     assert!(refusal(&[], &[("HYPERCACHE_API_TLS_CERT", "c")]).contains("HYPERCACHE_API_TLS_KEY"));
     assert!(refusal(&[], &[("HYPERCACHE_API_TLS_KEY", "k")]).contains("HYPERCACHE_API_TLS_CERT"));
-    assert!(refusal(&[], &[("HYPERCACHE_OIDC_ISSUER", "i")]).contains("HYPERCACHE_OIDC_AUDIENCE"));
+    assert!(
+        refusal(&[], &[("HYPERCACHE_OIDC_ISSUER", "https://i")])
+            .contains("HYPERCACHE_OIDC_AUDIENCE")
+    );
     let both = [
         ("HYPERCACHE_AUTH_TOKEN", "sesame"),
         ("HYPERCACHE_AUTH_CONFIG", "f"),

@@ -46,6 +46,14 @@ pub struct CoreCounters {
     pub requests_forbidden: Cell,
     /// Requests refused because their credentials could not be verified then.
     pub verifications_refused: Cell,
+    /// TLS handshakes that became connections.
+    pub handshakes: Cell,
+    /// Those that came to no good end.
+    pub handshakes_failed: Cell,
+    /// Those that took too long.
+    pub handshakes_timed_out: Cell,
+    /// Those that were not begun because as many as may be were under way.
+    pub handshakes_refused: Cell,
     /// Connections accepted.
     pub connections_accepted: Cell,
     /// Connections turned away because the node has as many as it may.

@@ -97,6 +97,26 @@ const TABLE: &[Metric] = &[
         "Requests refused because too many credentials waited to be verified",
         |c| &c.verifications_refused,
     ),
+    counter(
+        "handshakes",
+        "TLS handshakes of clients and peers that became connections",
+        |c| &c.handshakes,
+    ),
+    counter(
+        "handshakes_failed",
+        "TLS handshakes that came to no good end",
+        |c| &c.handshakes_failed,
+    ),
+    counter(
+        "handshakes_timed_out",
+        "TLS handshakes that took too long",
+        |c| &c.handshakes_timed_out,
+    ),
+    counter(
+        "handshakes_refused",
+        "TLS handshakes not begun because as many as may be were under way",
+        |c| &c.handshakes_refused,
+    ),
     counter("connections_accepted", "Client connections accepted", |c| {
         &c.connections_accepted
     }),
@@ -222,6 +242,34 @@ const NODE_TABLE: &[NodeMetric] = &[
         unit: None,
         kind: MetricType::Gauge,
         read: |c| &c.reload_failing,
+    },
+    NodeMetric {
+        name: "oidc_fetches",
+        help: "Fetches of the issuer's keys that have ended",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.oidc_fetches,
+    },
+    NodeMetric {
+        name: "oidc_fetch_failures",
+        help: "Those of them that failed",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.oidc_fetch_failures,
+    },
+    NodeMetric {
+        name: "oidc_keys",
+        help: "Keys of the issuer in use",
+        unit: None,
+        kind: MetricType::Gauge,
+        read: |c| &c.oidc_keys,
+    },
+    NodeMetric {
+        name: "oidc_fetched_timestamp",
+        help: "When the issuer's keys were last fetched, in seconds since 1970; 0 before they were",
+        unit: Some(Unit::Seconds),
+        kind: MetricType::Gauge,
+        read: |c| &c.oidc_fetched_s,
     },
     NodeMetric {
         name: "certificate_expires_timestamp",

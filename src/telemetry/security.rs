@@ -39,6 +39,14 @@ pub struct SecurityCounters {
     pub reload_failures: Shared,
     /// 1 while files are not as they are in force, because they cannot be taken over.
     pub reload_failing: Shared,
+    /// Fetches of the issuer's keys that have ended.
+    pub oidc_fetches: Shared,
+    /// Those of them that failed.
+    pub oidc_fetch_failures: Shared,
+    /// How many keys of the issuer are in use.
+    pub oidc_keys: Shared,
+    /// When keys were last fetched, in seconds since 1970; 0 before they were.
+    pub oidc_fetched_s: Shared,
     /// When the first certificate in use ends, in seconds since 1970; 0 without any.
     pub certificate_expires_s: Shared,
 }

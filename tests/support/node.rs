@@ -151,6 +151,18 @@ impl Node {
         self.logs.lock().expect("no writer panics").contains(text)
     }
 
+    /// Waits until it has logged this text; its logs arrive a moment after what they tell.
+    pub fn has_logged_soon(&self, text: &str) -> bool {
+        let begun = std::time::Instant::now();
+        while !self.has_logged(text) {
+            if begun.elapsed() > GUARD {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+
     /// Whether the process is still there.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("its state is known").is_none()
@@ -205,9 +217,9 @@ impl Answer {
     }
 }
 
-/// One connection.
-pub struct Client {
-    pub stream: TcpStream,
+/// One connection, in the clear if not otherwise said.
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     buffer: Vec<u8>,
 }
 
@@ -221,6 +233,13 @@ impl Client {
             .set_write_timeout(Some(GUARD))
             .expect("a timeout can be set");
         stream.set_nodelay(true).expect("nodelay can be set");
+        Self::over(stream)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Speaks over what was connected otherwise.
+    pub fn over(stream: S) -> Self {
         Self {
             stream,
             buffer: Vec::new(),

@@ -1,0 +1,19 @@
+//! TLS 1.2 and 1.3 on the sockets of a core.
+//!
+//! * [`config`]: from the bytes of PEM files to configurations, and what certificates say.
+//! * [`handshake`]: becoming a [`TlsStream`], as server or client, without stalling a core.
+//! * [`stream`]: [`TlsStream`], the [`Transport`](crate::runtime::Transport) that results.
+//!
+//! [`session`] is one endpoint without its socket and [`gate`] decides which handshake may
+//! compute when: both are pure. Cryptography and protocol are rustls's, always with the
+//! provider named here, never with a default of the process.
+
+pub mod config;
+mod gate;
+pub mod handshake;
+mod session;
+pub mod stream;
+
+pub use self::config::{ClientAuth, ClientVerifier, ServerTls, client_config, server_config};
+pub use self::handshake::{HandshakeError, Handshakes, accept, connect};
+pub use self::stream::TlsStream;
