@@ -3,6 +3,7 @@
 //! * A head that is accepted is refused or incomplete in every prefix, never another
 //!   request, and what follows it changes nothing.
 //! * Written anew from what was read, it is accepted with the same meaning.
+//! * Its lines end in CR LF, and neither of the two stands anywhere else.
 //! * A reader who is as lenient as any proxy finds the same framing in it.
 //! * Narrower limits refuse, but never read differently; what is incomplete is bounded.
 
@@ -76,7 +77,12 @@ fn accepted(bytes: &[u8], limits: &Limits, head: &Head<'_>) {
     assert_eq!(again.len, anew.len());
     assert_eq!(Meaning::of(&again), Meaning::of(head));
 
-    assert_eq!(lenient_framing(&bytes[..head.len]), framing(head));
+    let lines = &bytes[..head.len];
+    let pairs = lines.windows(2).filter(|pair| *pair == b"\r\n").count();
+    for end in [b'\r', b'\n'] {
+        assert_eq!(lines.iter().filter(|byte| **byte == end).count(), pairs);
+    }
+    assert_eq!(lenient_framing(lines), framing(head));
 }
 
 /// What a head says, whatever bytes say it.

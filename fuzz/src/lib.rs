@@ -16,6 +16,7 @@ pub mod duration;
 pub mod glob;
 pub mod head;
 pub mod membership;
+pub mod oidc;
 pub mod peer_answer;
 pub mod peer_frame;
 pub mod peer_serve;
@@ -35,6 +36,7 @@ pub const LAWS: &[(&str, Law)] = &[
     ("glob", glob::law),
     ("head", head::law),
     ("membership", membership::law),
+    ("oidc", oidc::law),
     ("peer_answer", peer_answer::law),
     ("peer_frame", peer_frame::law),
     ("peer_serve", peer_serve::law),
