@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+
 use super::value::{self, DAY};
 use super::{Given, SettingsError};
 use crate::auth::oidc::Issuer;
@@ -63,7 +65,7 @@ pub struct PeerTls {
     pub certificate: NamedFile,
     pub key: NamedFile,
     pub ca: NamedFile,
-    pub server_name: Option<String>,
+    pub server_name: Option<ServerName<'static>>,
 }
 
 /// An issuer of identity tokens.
@@ -227,9 +229,9 @@ fn listener(
 
 fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
     const SERVER_NAME: &str = "HYPERCACHE_PEER_TLS_SERVER_NAME";
-    let server_name = given.get(SERVER_NAME, |name| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
-        name.bytes().all(plain).then(|| name.to_owned())
+    let server_name = given.get(SERVER_NAME, |name| match name {
+        "" => Some(None),
+        name => ServerName::try_from(name.to_owned()).ok().map(Some),
     })?;
     let files = all_or_none(
         given,
@@ -240,16 +242,16 @@ fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
         ],
     )?;
     let Some([certificate, key, ca]) = files else {
-        return match server_name.is_empty() {
-            true => Ok(None),
-            false => Err(missing(SERVER_NAME, "HYPERCACHE_PEER_TLS_CERT")),
+        return match server_name {
+            None => Ok(None),
+            Some(_) => Err(missing(SERVER_NAME, "HYPERCACHE_PEER_TLS_CERT")),
         };
     };
     Ok(Some(PeerTls {
         certificate,
         key,
         ca,
-        server_name: (!server_name.is_empty()).then_some(server_name),
+        server_name,
     }))
 }
 
