@@ -161,6 +161,7 @@ pub async fn serve<S: Service>(
                         return;
                     }
                     input.timed = false;
+                    watch.wait_for(Wait::Nothing);
                     service.verify(&link, authorization).await;
                     continue;
                 }

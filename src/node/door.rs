@@ -141,6 +141,11 @@ impl Door {
         self.verify_certificates(visitor)
     }
 
+    /// Whether an answer that goes on may go on.
+    pub fn still_admits(&self, visitor: &Visitor, scope: Option<Scope>) -> bool {
+        self.check_certificates(visitor).is_ok() && self.gate.still_admits(&visitor.caller, scope)
+    }
+
     #[cold]
     fn verify_certificates(&self, visitor: &Visitor) -> Result<(), Entry> {
         let security = self.security.borrow();

@@ -451,6 +451,9 @@ impl Service for PeerService {
                 }
             }
             PeerJob::Drain => {
+                let by = link.visitor.caller().identity();
+                let by = by.as_deref().map_or("a peer", |identity| &identity.id);
+                tracing::info!(by, "asked to drain");
                 self.0.draining.store(true, Ordering::Relaxed);
                 let _ = self.0.control.send(ControlMessage::Drain).await;
                 let date = self.0.date.get();

@@ -389,6 +389,8 @@ pub struct Watcher {
     /// What was last reported as unreadable.
     unreadable: Option<String>,
     fetcher: Option<Fetcher>,
+    /// What was counted by fetchers that came before.
+    fetched_before: (u64, u64),
     wake: mpsc::Sender<Wake>,
     woken: Receiver<Wake>,
 }
@@ -407,6 +409,7 @@ impl Watcher {
             broken: None,
             unreadable: None,
             fetcher: None,
+            fetched_before: (0, 0),
             wake,
             woken,
         }
@@ -449,7 +452,11 @@ impl Watcher {
 
     /// Has the issuer's keys fetched, if there is one, by what the files say now.
     fn start_fetcher(&mut self) -> io::Result<()> {
-        self.fetcher = None;
+        if let Some(former) = self.fetcher.take() {
+            let counts = former.handle().counts();
+            self.fetched_before.0 += counts.fetches;
+            self.fetched_before.1 += counts.failures;
+        }
         let Some(config) = self.loaded.loader.oidc(&self.loaded.files) else {
             return Ok(());
         };
@@ -480,8 +487,11 @@ impl Watcher {
     fn count_fetches(&self) {
         if let Some(fetcher) = &self.fetcher {
             let counts = fetcher.handle().counts();
-            self.counters.oidc_fetches.set(counts.fetches);
-            self.counters.oidc_fetch_failures.set(counts.failures);
+            let (fetches, failures) = self.fetched_before;
+            self.counters.oidc_fetches.set(fetches + counts.fetches);
+            self.counters
+                .oidc_fetch_failures
+                .set(failures + counts.failures);
             self.counters.oidc_keys.set(counts.keys);
             self.counters.oidc_fetched_s.set(counts.last_success_unix_s);
         }
