@@ -1,8 +1,10 @@
 //! Chunked bodies (RFC 9112 section 7.1), decoded as they arrive.
 //!
 //! Strict: a size is 1 to 16 hexadecimal digits and nothing else, lines end in CR
-//! LF, extensions and trailers are bounded, checked for stray line ends and thrown
-//! away. Any way of cutting the input into pieces gives the same result.
+//! LF, extensions and trailers are bounded, checked and thrown away. A trailer must be a
+//! field, and none that says where a message ends: otherwise it may be the beginning of a
+//! request that somebody else has seen. Any way of cutting the input into pieces gives
+//! the same result.
 
 use super::request::RequestError;
 
@@ -48,11 +50,16 @@ enum State {
     Finished,
 }
 
+/// Fields that have no place behind a body (RFC 9110 section 6.5.1).
+const NO_TRAILERS: [&[u8]; 3] = [b"content-length", b"transfer-encoding", b"host"];
+
 /// Decodes one chunked body.
 #[derive(Debug, Default)]
 pub struct ChunkedDecoder {
     state: State,
     trailer_bytes: usize,
+    /// The trailer line that is being received.
+    trailer: Vec<u8>,
 }
 
 impl ChunkedDecoder {
@@ -61,6 +68,7 @@ impl ChunkedDecoder {
     /// # Errors
     ///
     /// [`RequestError::Chunk`] for anything that is not a chunked body,
+    /// [`RequestError::Trailer`] for a trailer that is not allowed,
     /// [`RequestError::BodyTooLarge`] before `out` would exceed `body_bytes_max`.
     pub fn decode(
         &mut self,
@@ -123,14 +131,17 @@ impl ChunkedDecoder {
             (State::TrailerStart, b'\r') => State::EndLf,
             (State::EndLf, b'\n') => State::Finished,
             (State::Trailer, b'\r') => State::TrailerLf,
-            (State::TrailerLf, b'\n') => State::TrailerStart,
-            // A trailer line that begins with a space would continue the one before.
-            (State::TrailerStart, b' ' | b'\t') => return Err(RequestError::Chunk),
+            (State::TrailerLf, b'\n') => {
+                check_trailer(&self.trailer)?;
+                self.trailer.clear();
+                State::TrailerStart
+            }
             (State::TrailerStart | State::Trailer, _) if is_text(byte) => {
                 self.trailer_bytes += 1;
                 if self.trailer_bytes > TRAILER_BYTES_MAX {
                     return Err(RequestError::HeadTooLarge);
                 }
+                self.trailer.push(byte);
                 State::Trailer
             }
             _ => return Err(RequestError::Chunk),
@@ -143,6 +154,24 @@ fn hex(byte: u8) -> Result<u64, RequestError> {
         .to_digit(16)
         .map(u64::from)
         .ok_or(RequestError::Chunk)
+}
+
+/// A name, a colon, anything; and none of [`NO_TRAILERS`].
+fn check_trailer(line: &[u8]) -> Result<(), RequestError> {
+    let colon = memchr::memchr(b':', line).ok_or(RequestError::Trailer)?;
+    let name = &line[..colon];
+    let forbidden = NO_TRAILERS
+        .iter()
+        .any(|field| name.eq_ignore_ascii_case(field));
+    if name.is_empty() || !name.iter().all(|&byte| is_token(byte)) || forbidden {
+        return Err(RequestError::Trailer);
+    }
+    Ok(())
+}
+
+/// A byte of a field's name (RFC 9110 section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// A byte that may stand in an extension or a trailer: no controls but tab.
@@ -190,7 +219,6 @@ mod tests {
             "3\r\nabcX\r\n",
             "3\r\nabc\n",
             "11111111111111111\r\n",
-            "0\r\n x: y\r\n\r\n",
             "0\r\nX: y\n\r\n",
             "0\r\n\n",
             "5\r5",
@@ -201,6 +229,32 @@ mod tests {
                 "{bad:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_trailer_is_a_field_and_says_nothing_of_where_a_message_ends() {
+        for bad in [
+            " x: y",
+            "x : y",
+            ": y",
+            "GET /k HTTP/1.1",
+            "x",
+            "Content-Length: 3",
+            "TRANSFER-ENCODING: chunked",
+            "Host: x",
+        ] {
+            let input = format!("0\r\n{bad}\r\n\r\n");
+            let refused = decode(input.as_bytes()).unwrap_err();
+            assert_eq!(refused, RequestError::Trailer, "{bad:?}");
+            let second = format!("0\r\nA: b\r\n{bad}\r\n\r\n");
+            assert!(decode(second.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert!(
+            decode(b"0\r\nx:\r\nContent-MD5: y\r\n\r\n")
+                .unwrap()
+                .1
+                .finished
+        );
     }
 
     #[test]
@@ -233,6 +287,7 @@ mod tests {
             input in prop_oneof![
                 prop::collection::vec(any::<u8>(), 0..40),
                 "[0-3a;\r\n]{0,40}".prop_map(String::into_bytes),
+                "0\r\n([a: \r\n]{0,8}\r\n){0,3}\r\n".prop_map(String::into_bytes),
                 prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..5).prop_map(encode),
             ],
             cuts in prop::collection::vec(0_usize..60, 0..6),

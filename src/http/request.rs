@@ -134,7 +134,7 @@ pub enum RequestError {
     TargetTooLong,
     /// More or longer fields than the limits allow.
     HeadTooLarge,
-    /// No `Host`, or more than one.
+    /// No `Host`, more than one, or one that names no host.
     Host,
     /// A `Content-Length` that is not one plain number, given once.
     ContentLength,
@@ -152,6 +152,8 @@ pub enum RequestError {
     BodyTooLarge,
     /// Chunks that are none.
     Chunk,
+    /// A trailer that is no field, or one that would say where a message ends.
+    Trailer,
 }
 
 impl RequestError {
@@ -177,7 +179,7 @@ impl RequestError {
             Self::Target => "malformed request target",
             Self::TargetTooLong => "the request target is too long",
             Self::HeadTooLarge => "the request head is too large",
-            Self::Host => "exactly one Host field is required",
+            Self::Host => "exactly one Host field that names a host is required",
             Self::ContentLength => "malformed or repeated Content-Length",
             Self::BothLengths => "both Content-Length and Transfer-Encoding",
             Self::TransferEncoding => "malformed Transfer-Encoding",
@@ -186,6 +188,7 @@ impl RequestError {
             Self::Authorization => "more than one Authorization field",
             Self::BodyTooLarge => "the body is too large",
             Self::Chunk => "malformed chunked body",
+            Self::Trailer => "malformed or forbidden trailer field",
         }
     }
 }
@@ -374,7 +377,10 @@ impl<'b> Fields<'b> {
             let name = header.name.as_bytes();
             let value = header.value;
             match name.len() {
-                4 if name.eq_ignore_ascii_case(b"host") => fields.hosts += 1,
+                4 if name.eq_ignore_ascii_case(b"host") => {
+                    check_host(value)?;
+                    fields.hosts += 1;
+                }
                 6 if name.eq_ignore_ascii_case(b"accept") => {
                     fields.accept = fields.accept.or(Some(value));
                 }
@@ -403,6 +409,13 @@ impl<'b> Fields<'b> {
                     }
                     transfer_encoding(value)?;
                     fields.chunked = true;
+                }
+                // A proxy that takes `_` for `-`, as CGI does, would go by it.
+                14 if name.eq_ignore_ascii_case(b"content_length") => {
+                    return Err(RequestError::ContentLength);
+                }
+                17 if name.eq_ignore_ascii_case(b"transfer_encoding") => {
+                    return Err(RequestError::TransferEncoding);
                 }
                 19 if name.eq_ignore_ascii_case(b"x-cache-consistency") => {
                     fields.consistency = fields.consistency.or(Some(value));
@@ -450,6 +463,18 @@ impl<'b> Fields<'b> {
         };
         Ok(build(self, body))
     }
+}
+
+/// A name or an address and perhaps a port, or nothing (RFC 9110 section 7.2). What could
+/// be a list or hold user information is refused: another reader may take another part of
+/// it for the host.
+#[inline]
+fn check_host(value: &[u8]) -> Result<(), RequestError> {
+    let good = value.iter().fold(true, |good, &byte| {
+        good & matches!(byte, 0x21..=0x7e)
+            & !matches!(byte, b',' | b'@' | b'/' | b'\\' | b'?' | b'#')
+    });
+    good.then_some(()).ok_or(RequestError::Host)
 }
 
 /// One plain decimal number; no sign, no space, no list (RFC 9110 section 8.6).
@@ -516,6 +541,36 @@ mod tests {
         assert_eq!(head.accept, Some(&b"a/b"[..]));
         assert_eq!(head.authorization, Some(&b"Bearer t"[..]));
         assert!(head.keep_alive && head.expects_continue);
+    }
+
+    #[test]
+    fn a_host_names_one_host_or_nothing() {
+        let parsed = |host: &str| {
+            let input = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            parse_head(input.as_bytes(), &LIMITS).map(|head| head.is_some())
+        };
+        for host in ["x", "example.org:80", "[::1]:8080", "", "a_b-c~"] {
+            assert_eq!(parsed(host), Ok(true), "{host:?}");
+        }
+        for host in [
+            "a b", "a, b", "a,b", "u@h", "h/p", "h\\p", "h?q", "h#f", "\u{e9}",
+        ] {
+            assert_eq!(parsed(host), Err(RequestError::Host), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_framing_field_with_underscores_is_refused() {
+        let parsed = |field: &str| {
+            let input = format!("PUT / HTTP/1.1\r\nHost: x\r\n{field}: 5\r\n\r\n");
+            parse_head(input.as_bytes(), &LIMITS).map(|head| head.is_some())
+        };
+        assert_eq!(parsed("Content_Length"), Err(RequestError::ContentLength));
+        assert_eq!(
+            parsed("transfer_encoding"),
+            Err(RequestError::TransferEncoding)
+        );
+        assert_eq!(parsed("Content_Length_"), Ok(true));
     }
 
     fn field() -> impl Strategy<Value = String> {

@@ -392,6 +392,8 @@ fn segments(mut bytes: Vec<u8>, answers: &mut Answers) -> Vec<Segment> {
 /// makes the kernel send a reset, which can overtake the last answer (RFC 9112
 /// section 9.6).
 async fn linger(stream: &mut impl Transport, watch: &Watch) {
+    // Under TLS it writes, too.
+    watch.wait_for(Wait::Write);
     if stream.shutdown_write().await.is_err() {
         return;
     }

@@ -207,6 +207,7 @@ impl Loader {
             judge: None,
             peer_access: Access {
                 token: PeerToken::new(peer_tokens),
+                tls: None,
             },
             api_tls: settings.api_tls.as_ref().map(listener).transpose()?,
             mgmt_tls: settings.mgmt_tls.as_ref().map(listener).transpose()?,

@@ -5,26 +5,36 @@
 //! an answer came, is tried once more on a fresh one: the peer may just have closed
 //! it, and everything peers say to each other may be said twice.
 //!
+//! **TLS.** Where [`Access::tls`] says so, the peer must show a certificate of one of the
+//! authorities there, for the name that is expected or else for the host of its address,
+//! which may be an IP address. A connection made by another [`Access::tls`] than the one
+//! in force is not used any more: its next request goes over a fresh one.
+//!
 //! **Deadlines.** Resolving the address and connecting take at most
-//! [`Dialing::timeout`] together; writing a request and reading its answer take at most
-//! [`Timeouts::exchange`](crate::runtime::Timeouts) together. A request on a fresh
-//! connection so ends within both; one that is tried once more, within another exchange
-//! and both. The second is kept by the core's [`Deadlines`], to a tick: an overdue
-//! connection is shut down, so that the pending call ends by itself.
+//! [`Dialing::timeout`] together; the handshake, if any, writing a request and reading
+//! its answer take at most [`Timeouts::exchange`](crate::runtime::Timeouts) together. A
+//! request on a fresh connection so ends within both; one that is tried once more, within
+//! another exchange and both. The second is kept by the core's [`Deadlines`], to a tick:
+//! an overdue connection is shut down, so that the pending call ends by itself.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+use super::answer::{self, broken};
+use super::channel::Channel;
 use super::token::PeerToken;
-use crate::runtime::{self, Deadlines, Steering, Stream, Wait, Watch};
+use crate::runtime::{self, Deadlines, Steering, Stream, Transport, Wait, Watch};
+use crate::tls;
 
 /// The largest head of an answer.
 const HEAD_BYTES_MAX: usize = 8 << 10;
-/// The largest answer.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// What a connection keeps for the next answer.
 const BUFFER_BYTES_KEPT: usize = 64 << 10;
 const READ_BYTES: usize = 16 << 10;
@@ -34,6 +44,31 @@ const READ_BYTES: usize = 16 << 10;
 pub struct Access {
     /// The cluster's secret.
     pub token: PeerToken,
+    /// How they are spoken to, if not in the clear.
+    pub tls: Option<TlsAccess>,
+}
+
+/// How peers are spoken to under TLS.
+#[derive(Clone)]
+pub struct TlsAccess {
+    /// Whom to trust, and what to show.
+    pub config: Arc<ClientConfig>,
+    /// The name that every peer's certificate bears; without one, the host of its
+    /// address.
+    pub server_name: Option<ServerName<'static>>,
+}
+
+impl TlsAccess {
+    /// Whether a connection made by one is as good as one made by the other.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.config, &other.config) && self.server_name == other.server_name
+    }
+}
+
+impl fmt::Debug for TlsAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TlsAccess({:?})", self.server_name)
+    }
 }
 
 /// What all connections of one core to peers have in common.
@@ -43,7 +78,7 @@ pub struct Dialing {
     pub deadlines: Rc<Deadlines>,
     /// How long it may take to resolve an address and to connect to it.
     pub timeout: Duration,
-    /// What they are shown, from the next request on.
+    /// What they are shown and how they are spoken to, from the next request on.
     pub access: Rc<RefCell<Access>>,
 }
 
@@ -52,13 +87,17 @@ pub struct Client {
     dialing: Dialing,
     address: Arc<str>,
     steering: Option<Steering>,
-    open: Option<(Stream, Watch)>,
+    open: Option<Open>,
     buffer: Vec<u8>,
     answered: bool,
 }
 
-fn broken(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
+/// A connection that stands.
+struct Open {
+    channel: Channel,
+    watch: Watch,
+    /// What it was made by.
+    tls: Option<TlsAccess>,
 }
 
 impl Client {
@@ -106,6 +145,7 @@ impl Client {
     ///
     /// When it cannot be sent or is not answered in time, or not with 200.
     pub async fn exchange(&mut self, request: Vec<u8>) -> io::Result<Vec<u8>> {
+        self.close_if_outdated();
         let reused = self.open.is_some();
         self.answered = false;
         match self.try_exchange(request).await {
@@ -128,18 +168,27 @@ impl Client {
     fn timed_out(&self) -> bool {
         self.open
             .as_ref()
-            .is_some_and(|(_, watch)| watch.expired().is_some())
+            .is_some_and(|open| open.watch.expired().is_some())
+    }
+
+    /// Closes a connection that would not be made like this any more.
+    fn close_if_outdated(&mut self) {
+        let access = self.dialing.access.borrow();
+        self.open.take_if(|open| match (&open.tls, &access.tls) {
+            (None, None) => false,
+            (Some(made_by), Some(in_force)) => !made_by.is(in_force),
+            _ => true,
+        });
     }
 
     async fn try_exchange(&mut self, request: Vec<u8>) -> Result<Vec<u8>, (io::Error, Vec<u8>)> {
-        if let Err(error) = self.connect().await {
+        if let Err(error) = self.begin().await {
             return Err((error, request));
         }
-        let Some((stream, watch)) = &mut self.open else {
+        let Some(open) = &mut self.open else {
             return Err((broken("not connected"), request));
         };
-        watch.wait_for(Wait::Exchange);
-        let (written, request) = stream.write_all(request).await;
+        let (written, request) = open.channel.write_all(request).await;
         if let Err(error) = written {
             return Err((error, request));
         }
@@ -151,14 +200,16 @@ impl Client {
             // The answer was there already when the connection was shut down.
             self.open = None;
         }
-        if let Some((_, watch)) = &self.open {
-            watch.wait_for(Wait::Nothing);
+        if let Some(open) = &self.open {
+            open.watch.wait_for(Wait::Nothing);
         }
         Ok(body)
     }
 
-    async fn connect(&mut self) -> io::Result<()> {
-        if self.open.is_some() {
+    /// Sees to it that there is a connection, and begins an exchange.
+    async fn begin(&mut self) -> io::Result<()> {
+        if let Some(open) = &self.open {
+            open.watch.wait_for(Wait::Exchange);
             return Ok(());
         }
         self.buffer.clear();
@@ -167,13 +218,40 @@ impl Client {
         let left = limit.saturating_sub(begun.elapsed());
         let stream = runtime::connect(address, left, self.steering).await?;
         let watch = self.dialing.deadlines.watch(stream.aborter());
-        self.open = Some((stream, watch));
+        watch.wait_for(Wait::Exchange);
+        let tls = self.dialing.access.borrow().tls.clone();
+        let channel = match &tls {
+            None => Channel::Plain(stream),
+            Some(tls) => self.shake_hands(stream, tls, &watch).await?,
+        };
+        self.open = Some(Open {
+            channel,
+            watch,
+            tls,
+        });
         Ok(())
     }
 
+    async fn shake_hands(
+        &self,
+        stream: Stream,
+        tls: &TlsAccess,
+        watch: &Watch,
+    ) -> io::Result<Channel> {
+        let name = match &tls.server_name {
+            Some(name) => name.clone(),
+            None => server_name(&self.address)?,
+        };
+        match tls::connect(stream, Arc::clone(&tls.config), name).await {
+            Ok(stream) => Ok(Channel::Tls(Box::new(stream))),
+            Err(_) if watch.expired().is_some() => Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn read_answer(&mut self) -> io::Result<Vec<u8>> {
-        let (head_len, body_len, closes) = loop {
-            if let Some(head) = parse(&self.buffer)? {
+        let head = loop {
+            if let Some(head) = answer::parse_head(&self.buffer)? {
                 break head;
             }
             if self.buffer.len() > HEAD_BYTES_MAX {
@@ -181,30 +259,30 @@ impl Client {
             }
             self.fill(READ_BYTES).await?;
         };
-        let whole = head_len + body_len;
+        let whole = head.len + head.body_len;
         while self.buffer.len() < whole {
             self.fill((whole - self.buffer.len()).min(1 << 20)).await?;
         }
         if self.buffer.len() > whole {
             return Err(broken("more than one answer"));
         }
-        let body = self.buffer[head_len..].to_vec();
+        let body = self.buffer[head.len..].to_vec();
         self.buffer.clear();
         if self.buffer.capacity() > BUFFER_BYTES_KEPT {
             self.buffer = Vec::new();
         }
-        if closes {
+        if head.closes {
             self.open = None;
         }
         Ok(body)
     }
 
     async fn fill(&mut self, room: usize) -> io::Result<()> {
-        let Some((stream, _)) = &mut self.open else {
+        let Some(open) = &mut self.open else {
             return Err(broken("not connected"));
         };
         self.buffer.reserve(room);
-        let (read, buffer) = stream.read(std::mem::take(&mut self.buffer)).await;
+        let (read, buffer) = open.channel.read(std::mem::take(&mut self.buffer)).await;
         self.buffer = buffer;
         match read? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -216,36 +294,14 @@ impl Client {
     }
 }
 
-/// Lengths of head and body of an answer with status 200, and whether the connection
-/// closes after it; nothing when the head is incomplete.
-fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, bool)>> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut response = httparse::Response::new(&mut headers);
-    let head_len = match response.parse(bytes) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(broken("the answer is not HTTP")),
-    };
-    match response.code {
-        Some(200) => {}
-        Some(401) => return Err(io::Error::from(io::ErrorKind::PermissionDenied)),
-        _ => return Err(broken("the peer refused the request")),
-    }
-    let field = |name: &str| {
-        response
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name))
-            .and_then(|header| std::str::from_utf8(header.value).ok())
-    };
-    let body_len: usize = field("Content-Length")
-        .and_then(|value| value.parse().ok())
-        .ok_or_else(|| broken("the answer has no length"))?;
-    if body_len > ANSWER_BYTES_MAX {
-        return Err(broken("the answer is too long"));
-    }
-    let closes = field("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
-    Ok(Some((head_len, body_len, closes)))
+/// The host of an address with a port, as the name of a server.
+fn server_name(address: &str) -> io::Result<ServerName<'static>> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    ServerName::try_from(host.to_owned()).map_err(|_| broken("the peer's host is no server name"))
 }
 
 #[cfg(test)]
@@ -253,22 +309,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_answers_with_status_200_and_a_length_count() {
-        let parsed = |text: &str| parse(text.as_bytes());
-        assert!(parsed("HTTP/1.1 200 OK\r\nContent-Le").unwrap().is_none());
-        let answer = parsed("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc");
-        assert_eq!(answer.unwrap(), Some((38, 3, false)));
-        let closing = parsed("HTTP/1.1 200 OK\r\nconnection: Close\r\nContent-Length: 0\r\n\r\n");
-        assert!(closing.unwrap().unwrap().2);
-        for bad in [
-            "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
-            "nonsense\r\n\r\n",
+    fn a_peer_is_expected_to_be_the_host_of_its_address() {
+        for (address, name) in [
+            ("node-0.nodes.svc:7002", "node-0.nodes.svc"),
+            ("10.0.0.1:7002", "10.0.0.1"),
+            ("[::1]:7002", "::1"),
         ] {
-            assert!(parsed(bad).is_err(), "{bad}");
+            assert_eq!(server_name(address).unwrap().to_str(), name);
         }
-        let denied = parsed("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").unwrap_err();
-        assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+        assert!(server_name("a b:7002").is_err());
     }
 }

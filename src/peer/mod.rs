@@ -1,6 +1,8 @@
 //! Nodes talking to nodes: HTTP/1.1 over the peer listener.
 //!
 //! * [`client`]: one keep-alive connection to one peer, one request at a time.
+//! * [`answer`]: the heads of the answers it gets.
+//! * [`channel`]: what it goes over, in the clear or under TLS.
 //!
 //! What is said stands in [`cluster::message`](crate::cluster::message) and
 //! [`cluster::membership`](crate::cluster::membership); this module only carries it. What
@@ -17,6 +19,8 @@
 //! Everything but `/health` needs the peer token where one is configured. Every
 //! request has a deadline; whoever does not answer within it is taken to have failed.
 
+pub mod answer;
+pub mod channel;
 pub mod client;
 pub mod keys;
 pub mod token;

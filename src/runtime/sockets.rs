@@ -207,6 +207,13 @@ pub struct Aborter {
 }
 
 impl Aborter {
+    /// One of a stream that is gone: for what is not spoken over a socket.
+    pub fn of_nothing() -> Self {
+        let life = Life::new(-1);
+        life.end();
+        Self { life }
+    }
+
     /// A pending read, and each later one, ends with what is still queued and then 0.
     /// Writing goes on. Does nothing when the stream is gone.
     pub fn shutdown_read(&self) {

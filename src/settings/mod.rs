@@ -36,13 +36,21 @@ pub enum Invocation {
     Version(String),
 }
 
-/// Why the settings are refused, in one line.
+/// Why the settings are refused, in one line: control characters in what was given are
+/// shown as escapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingsError(String);
 
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        use fmt::Write;
+        self.0.chars().try_for_each(|char| {
+            if char.is_control() {
+                write!(f, "{}", char.escape_default())
+            } else {
+                f.write_char(char)
+            }
+        })
     }
 }
 

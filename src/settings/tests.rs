@@ -210,3 +210,12 @@ fn sizes_take_binary_units() {
         assert_eq!(read.memory_limit, Some(ByteSize(bytes)), "{text}");
     }
 }
+
+#[test]
+fn a_refusal_is_one_line_whatever_was_given() {
+    for args in [["--node-id", "a\nb\u{1b}[2J"], ["--capacity", "1\r\n2"]] {
+        let line = refusal(&args, &[]);
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
+    assert!(refusal(&["--no\nsuch"], &[]).starts_with("--no\\nsuch: "));
+}

@@ -33,7 +33,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use rustls::ClientConfig;
-use rustls::pki_types::{ServerName, UnixTime};
+use rustls::pki_types::ServerName;
 
 use super::config::ServerTls;
 use super::gate::{Gate, Place, Verdict};
@@ -372,7 +372,8 @@ fn server_step(
         && let Some(clients) = &tls.clients
         && let Some(chain) = state.peer_certificates()
     {
-        clients.verify(chain, UnixTime::now())?;
+        let now = tls.config.time_provider.current_time();
+        clients.verify(chain, now.ok_or(rustls::Error::FailedToGetCurrentTime)?)?;
     }
     Ok(())
 }

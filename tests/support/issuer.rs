@@ -8,6 +8,9 @@
     reason = "each test uses its part of it, and a failure here is a failed test"
 )]
 
+#[path = "certificates.rs"]
+mod certificates;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
@@ -23,8 +26,9 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rcgen::{BasicConstraints, CertificateParams, IsCa};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use certificates::Authority;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
@@ -220,12 +224,12 @@ pub enum Mood {
     Well,
     /// It accepts connections, and nothing more comes.
     Silent,
-    /// It takes requests and does not answer.
+    /// It takes requests and does not answer until it is in another mood.
     Hanging,
     /// It answers with this status.
     Status(u16),
-    /// It sends the caller elsewhere.
-    Redirecting(String),
+    /// It sends the caller to where it answers as it should.
+    Redirecting,
     /// It answers with what is not HTTP.
     Babbling,
     /// It answers with this instead of either document.
@@ -425,28 +429,16 @@ impl Shared {
         let Some(path) = requested(&mut stream) else {
             return;
         };
-        let (mood, body) = {
-            let mut state = self.state();
-            let body = if path.ends_with("/.well-known/openid-configuration") {
-                state.asked.discovery += 1;
-                Some(state.discovery.to_string())
-            } else if path.ends_with("/keys") {
-                state.asked.keys += 1;
-                Some(state.keys.to_string())
-            } else {
-                None
-            };
-            (state.mood.clone(), body)
-        };
+        let moved = path.starts_with("/moved/");
+        let body = self.document(&path);
         self.changed.notify_all();
+        self.wait_while_in(&Mood::Hanging);
+        let mood = self.state().mood.clone();
         let written = match (mood, body) {
-            (Mood::Hanging | Mood::Silent, _) => {
-                self.wait_while_in(&Mood::Hanging);
-                Ok(())
-            }
+            (Mood::Hanging | Mood::Silent, _) => Ok(()),
             (Mood::Status(status), _) => write_answer(&mut stream, &status.to_string(), "{}"),
-            (Mood::Redirecting(to), _) => {
-                let status = format!("302 Found\r\nLocation: {to}");
+            (Mood::Redirecting, _) if !moved => {
+                let status = format!("302 Found\r\nLocation: /moved{path}");
                 write_answer(&mut stream, &status, "")
             }
             (Mood::Babbling, _) => stream.write_all(b"\x00\xff\r\nI am a teapot\r\n\r\n"),
@@ -459,10 +451,28 @@ impl Shared {
             (Mood::EndlessHead, _) => {
                 self.write_without_end(&mut stream, b"HTTP/1.1 200 OK\r\nX-Long: ")
             }
-            (Mood::Well, Some(body)) => write_answer(&mut stream, "200 OK", &body),
-            (Mood::Well, None) => write_answer(&mut stream, "404 Not Found", "{}"),
+            (Mood::Well | Mood::Redirecting, Some(body)) => {
+                write_answer(&mut stream, "200 OK", &body)
+            }
+            (Mood::Well | Mood::Redirecting, None) => {
+                write_answer(&mut stream, "404 Not Found", "{}")
+            }
         };
         let _ = written.and_then(|()| stream.flush());
+    }
+
+    /// What there is under a path; counted as asked for.
+    fn document(&self, path: &str) -> Option<String> {
+        let mut state = self.state();
+        if path.ends_with("/.well-known/openid-configuration") {
+            state.asked.discovery += 1;
+            Some(state.discovery.to_string())
+        } else if path.ends_with("/keys") {
+            state.asked.keys += 1;
+            Some(state.keys.to_string())
+        } else {
+            None
+        }
     }
 
     fn write_without_end(&self, stream: &mut impl Write, head: &[u8]) -> std::io::Result<()> {
@@ -506,23 +516,15 @@ fn write_answer(stream: &mut impl Write, status: &str, body: &str) -> std::io::R
 
 /// A certificate for 127.0.0.1 and the authority that vouches for it, in PEM.
 fn server_config() -> (Arc<ServerConfig>, String) {
-    let mut params = CertificateParams::new([]).expect("parameters");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_key = rcgen::KeyPair::generate().expect("a key");
-    let ca = params.self_signed(&ca_key).expect("a certificate");
-    let authority = rcgen::Issuer::new(params, ca_key);
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let certificate = CertificateParams::new(names)
-        .and_then(|params| params.signed_by(&key, &authority))
-        .expect("a certificate");
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let authority = Authority::new("an authority");
+    let server = authority.server(&["127.0.0.1", "localhost"]);
+    let key = PrivateKeyDer::from_pem_slice(server.key.as_bytes()).expect("a key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
+        .with_single_cert(vec![server.der()], key)
         .expect("a certificate and its key");
-    (Arc::new(config), ca.pem())
+    (Arc::new(config), authority.pem())
 }

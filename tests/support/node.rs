@@ -217,9 +217,9 @@ impl Answer {
     }
 }
 
-/// One connection.
-pub struct Client {
-    pub stream: TcpStream,
+/// One connection, in the clear if not otherwise said.
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     buffer: Vec<u8>,
 }
 
@@ -233,6 +233,13 @@ impl Client {
             .set_write_timeout(Some(GUARD))
             .expect("a timeout can be set");
         stream.set_nodelay(true).expect("nodelay can be set");
+        Self::over(stream)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Speaks over what was connected otherwise.
+    pub fn over(stream: S) -> Self {
         Self {
             stream,
             buffer: Vec::new(),

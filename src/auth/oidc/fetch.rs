@@ -134,9 +134,10 @@ impl Handle {
 
     /// What has been counted so far.
     pub fn counts(&self) -> Counts {
+        let fetches = self.shared.fetches.load(Ordering::Acquire);
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counts {
-            fetches: read(&self.shared.fetches),
+            fetches,
             failures: read(&self.shared.failures),
             keys: read(&self.shared.keys),
             last_success_unix_s: read(&self.shared.last_success_unix_s),
@@ -209,11 +210,12 @@ impl<P: FnMut(Arc<KeySet>)> Work<P> {
         if self.has_ended() {
             return;
         }
-        self.shared.fetches.fetch_add(1, Ordering::Relaxed);
         match found {
             Ok(keys) => self.succeeded(keys),
             Err(fault) => self.failed(fault),
         }
+        // Last, so that whoever sees the count sees what the fetch has led to.
+        self.shared.fetches.fetch_add(1, Ordering::Release);
     }
 
     fn succeeded(&mut self, keys: KeySet) {
