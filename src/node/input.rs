@@ -85,8 +85,11 @@ impl Input {
 
     /// What it holds beyond what an idle connection does.
     pub(super) fn held(&self) -> usize {
-        let body = self.chunked.as_ref().map(|chunked| chunked.body.capacity());
-        self.buffer.capacity().saturating_sub(INPUT_BYTES_IDLE) + body.unwrap_or(0)
+        let chunked = self
+            .chunked
+            .as_ref()
+            .map(|chunked| chunked.body.capacity() + chunked.decoder.held());
+        self.buffer.capacity().saturating_sub(INPUT_BYTES_IDLE) + chunked.unwrap_or(0)
     }
 
     /// Reads more, into no more room than the account allows.
