@@ -4,12 +4,13 @@
 //! API for others. Layers, each importing only what stands below it:
 //!
 //! ```text
-//! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, bytes, duration}
+//! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, bytes, buffers}
 //!           \-> http (codec)    tls -> runtime (cores, sockets, mailboxes)    telemetry    settings
 //! ```
 
 pub mod api;
 pub mod auth;
+pub mod buffers;
 pub mod bytes;
 pub mod clock;
 pub mod cluster;

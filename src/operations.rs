@@ -11,13 +11,15 @@
 //! [`Ticket`].
 //!
 //! Everything here is plain data; who carries the boxes is the business of `node`.
-//! Bounds: a batch holds at most [`OPERATIONS_PER_BATCH`] operations, and stops
-//! copying values out at [`ANSWER_BYTES_MAX`]: what does not fit is answered
-//! [`Outcome::Overflow`].
+//! Bounds: a batch holds at most [`OPERATIONS_PER_BATCH`] operations, and copies values
+//! out only as long as its [`Ration`] lasts: what does not fit is answered
+//! [`Outcome::Overflow`] when its own request has asked for too much, and
+//! [`Outcome::Crowded`] when the node has too much under way.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::buffers::{Allotment, Pool, Ration, RationRefused};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::cluster::Consistency;
 use crate::hash::{CoreCount, CoreId, KeyHash};
@@ -27,9 +29,6 @@ use crate::store::{ItemView, TooLarge, ValueIn, ValueView};
 /// that the owner's loop turns between two of them, large enough that the price
 /// of a wake-up is shared.
 pub const OPERATIONS_PER_BATCH: usize = 256;
-
-/// How many bytes of values one batch copies out at most.
-pub const ANSWER_BYTES_MAX: usize = 8 << 20;
 
 /// Arenas larger than this are given back to the allocator between uses.
 const ARENA_BYTES_KEPT: usize = 64 << 10;
@@ -63,8 +62,10 @@ pub enum Outcome<V> {
     Deleted(Version),
     /// The value is larger than this node takes; nothing was changed.
     TooLarge(TooLarge),
-    /// The value was found, but the batch's answers are full.
+    /// The value was found, but the request has had as many bytes as one may have.
     Overflow,
+    /// The value was found, but the node has too much under way to copy it.
+    Crowded,
     /// Too few owners answered. A write may have reached some and may survive.
     Unreached {
         /// Owners that answered.
@@ -77,12 +78,13 @@ pub enum Outcome<V> {
 }
 
 impl<V> Outcome<V> {
-    fn map<W>(self, value: impl FnOnce(V) -> Option<W>) -> Outcome<W> {
+    fn map<W>(self, value: impl FnOnce(V) -> Result<W, RationRefused>) -> Outcome<W> {
         match self {
             Self::Missing => Outcome::Missing,
             Self::Found(found) => match value(found.value) {
-                None => Outcome::Overflow,
-                Some(value) => Outcome::Found(Found {
+                Err(RationRefused::Spent) => Outcome::Overflow,
+                Err(RationRefused::Full) => Outcome::Crowded,
+                Ok(value) => Outcome::Found(Found {
                     value,
                     version: found.version,
                     origin: found.origin,
@@ -93,6 +95,7 @@ impl<V> Outcome<V> {
             Self::Deleted(version) => Outcome::Deleted(version),
             Self::TooLarge(too_large) => Outcome::TooLarge(too_large),
             Self::Overflow => Outcome::Overflow,
+            Self::Crowded => Outcome::Crowded,
             Self::Unreached { reached, needed } => Outcome::Unreached { reached, needed },
             Self::Joining => Outcome::Joining,
         }
@@ -187,7 +190,7 @@ pub struct Batch {
     slot: u32,
     arena: Vec<u8>,
     operations: Vec<StoredOperation>,
-    answer_bytes: usize,
+    ration: Ration,
 }
 
 impl Batch {
@@ -234,14 +237,15 @@ impl Batch {
         let Self {
             arena,
             operations,
-            answer_bytes,
+            ration,
             ..
         } = self;
-        operations[index].outcome = Some(outcome.map(|value| match value {
-            ValueView::Shared(bytes) => Some(Carried::Shared(Arc::clone(bytes))),
-            ValueView::Bytes(bytes) => {
-                *answer_bytes += bytes.len();
-                (*answer_bytes <= ANSWER_BYTES_MAX).then(|| Carried::Copied(append(arena, bytes)))
+        operations[index].outcome = Some(outcome.map(|value| {
+            match value {
+                ValueView::Shared(bytes) => Ok(Carried::Shared(Arc::clone(bytes))),
+                ValueView::Bytes(bytes) => ration
+                    .ask(bytes.len())
+                    .map(|()| Carried::Copied(append(arena, bytes))),
             }
         }));
     }
@@ -249,7 +253,13 @@ impl Batch {
     fn clear(&mut self) {
         self.operations.clear();
         self.arena.clear();
-        self.answer_bytes = 0;
+        self.ration.release();
+    }
+
+    /// What it holds besides what its ration has taken.
+    fn held(&self) -> usize {
+        self.arena.capacity().saturating_sub(self.ration.taken())
+            + self.operations.capacity() * size_of::<StoredOperation>()
     }
 }
 
@@ -271,16 +281,39 @@ pub struct Exchange {
     batches: Vec<Option<Box<Batch>>>,
     #[allow(clippy::vec_box, reason = "the boxes travel between cores as they are")]
     spare: Vec<Box<Batch>>,
+    allotment: Arc<Allotment>,
+    /// The allotment of the request that is under way, where it has one of its own.
+    own_allotment: Option<Arc<Allotment>>,
 }
 
 impl Exchange {
-    /// An empty exchange on a node of `cores` cores.
+    /// An empty exchange on a node of `cores` cores, without bounds.
     pub fn new(cores: CoreCount) -> Self {
+        Self::within(cores, Allotment::of(Pool::unlimited()))
+    }
+
+    /// An empty exchange on a node of `cores` cores, whose batches copy what `allotment`
+    /// allows.
+    pub fn within(cores: CoreCount, allotment: Arc<Allotment>) -> Self {
         Self {
             open: vec![None; cores.get()],
             batches: Vec::new(),
             spare: Vec::new(),
+            allotment,
+            own_allotment: None,
         }
+    }
+
+    /// Until the next reset, has values copied only up to `bytes` in all.
+    pub fn limit_copies(&mut self, bytes: usize) {
+        let pool = Arc::clone(self.allotment.pool());
+        self.own_allotment = Some(Allotment::new(pool, bytes));
+    }
+
+    /// What it holds, without batches that are away and what was taken for copies.
+    pub fn held(&self) -> usize {
+        let here = self.batches.iter().flatten().chain(&self.spare);
+        here.map(|batch| batch.held()).sum()
     }
 
     /// Whether no operation was added since the last reset.
@@ -337,10 +370,12 @@ impl Exchange {
 
     fn open_batch(&mut self, core: CoreId) -> u32 {
         let slot = self.batches.len() as u32;
+        let allotment = self.own_allotment.as_ref().unwrap_or(&self.allotment);
         let batch = match self.spare.pop() {
             Some(mut batch) => {
                 batch.target = core;
                 batch.slot = slot;
+                batch.ration.renew(allotment);
                 batch
             }
             None => Box::new(Batch {
@@ -348,7 +383,7 @@ impl Exchange {
                 slot,
                 arena: Vec::new(),
                 operations: Vec::new(),
-                answer_bytes: 0,
+                ration: Ration::new(Arc::clone(allotment)),
             }),
         };
         self.batches.push(Some(batch));
@@ -395,6 +430,7 @@ impl Exchange {
             Outcome::Deleted(version) => Outcome::Deleted(*version),
             Outcome::TooLarge(too_large) => Outcome::TooLarge(*too_large),
             Outcome::Overflow => Outcome::Overflow,
+            Outcome::Crowded => Outcome::Crowded,
             Outcome::Unreached { reached, needed } => Outcome::Unreached {
                 reached: *reached,
                 needed: *needed,
@@ -407,6 +443,7 @@ impl Exchange {
     /// Forgets all operations and outcomes; keeps small boxes for the next round.
     pub fn reset(&mut self) {
         self.open.fill(None);
+        self.own_allotment = None;
         for mut batch in self.batches.drain(..).flatten() {
             batch.clear();
             if batch.arena.capacity() <= ARENA_BYTES_KEPT && self.spare.len() < self.open.len() {

@@ -205,7 +205,11 @@ fn connections_over_the_limit_are_closed_and_room_is_reused() {
     for client in &mut clients {
         assert_eq!(client.get("/healthz").status, 200);
     }
-    node.connect().expect_closed();
+    let mut turned_away = node.connect();
+    let answer = turned_away.answer();
+    answer.expect_error(503, "INTERNAL");
+    assert_eq!(answer.header("Retry-After"), Some("1"));
+    turned_away.expect_closed();
     let mut leaving = clients.pop().unwrap();
     leaving.send("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     leaving.answer();

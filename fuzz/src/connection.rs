@@ -18,9 +18,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hypercache::api::{ApiError, Turn};
+use hypercache::buffers::{Buffers, Pool};
 use hypercache::hash::CoreCount;
 use hypercache::http::{self, Head, Method};
-use hypercache::node::connection::{Entry, Limits, Service, serve};
+use hypercache::node::connection::{Common, Entry, Limits, Service, serve};
 use hypercache::operations::Exchange;
 use hypercache::runtime::{Aborter, Deadlines, Segment, Timeouts, Transport};
 
@@ -108,7 +109,7 @@ fn connection(bytes: &[u8], pieces: impl Iterator<Item = usize>) -> Outcome {
         let served = serve(
             Rc::clone(&service),
             (),
-            Rc::new(LIMITS),
+            Common::new(LIMITS, Buffers::new(Pool::unlimited())),
             wire,
             deadlines.watch(Aborter::of_nothing()),
         );

@@ -31,6 +31,20 @@ use crate::operations::{Action, Exchange, Operation, Outcome, Ticket};
 /// How large the JSON answer to one batch may grow.
 pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
+/// How many bytes of values one batch may have copied between cores and nodes: as base64
+/// they are the whole answer.
+pub const COPIES_BYTES_MAX: usize = RESPONSE_BYTES_MAX / 4 * 3;
+
+/// What an item of a batch takes beside its text, while it is on its way.
+const ITEM_BYTES: usize = 256;
+
+/// The least text of an item: `"",`.
+const ITEM_TEXT_MIN: usize = 3;
+
+/// How many times its size an answer takes while it is written: again behind its head,
+/// in vectors that grew by doubling.
+const ANSWER_FACTOR: usize = 3;
+
 /// How deeply arrays and objects may nest in a batch body.
 const NESTING_MAX: usize = 32;
 
@@ -174,6 +188,13 @@ impl Visitor<'_> for WholeVisitor {
 }
 
 impl Request {
+    /// How much carrying it out takes: the body, what other cores are handed of it, and
+    /// the items.
+    pub fn weight(&self, items_max: usize) -> usize {
+        let items = items_max.min(self.body.len() / ITEM_TEXT_MIN);
+        2 * self.body.len() + items * ITEM_BYTES
+    }
+
     /// Reads the body and adds one operation per good item to `exchange`.
     ///
     /// # Errors
@@ -191,6 +212,7 @@ impl Request {
                 "the body nests more than {NESTING_MAX} levels deep"
             )));
         }
+        exchange.limit_copies(COPIES_BYTES_MAX);
         let items_max = api.facts.batch_items_max;
         let consistency = self.consistency;
         let mut asking = Asking {
@@ -240,7 +262,10 @@ impl Request {
         let mut body = Vec::with_capacity(64 + entries.len() * 64);
         match self.results(entries, exchange, writer, now, &mut body) {
             Ok(()) => writer.respond(Status::Ok, "application/json", &body, &[]),
-            Err(error) => writer.error(&error),
+            Err(error) => {
+                writer.answers.refused += u64::from(error == ApiError::crowded());
+                writer.error(&error);
+            }
         }
     }
 
@@ -272,6 +297,7 @@ impl Request {
                             self.refused(out, &key, &error)?;
                         }
                         Outcome::Overflow => return Err(answer_too_large()),
+                        Outcome::Crowded => return Err(ApiError::crowded()),
                         Outcome::Unreached { reached, needed } => {
                             let writes = self.kind != Kind::Get;
                             let error = ApiError::unreached(writes, reached, needed);
@@ -331,6 +357,9 @@ impl Request {
             }
             if out.len() > RESPONSE_BYTES_MAX {
                 return Err(answer_too_large());
+            }
+            if out.len() > writer.answers.room / ANSWER_FACTOR {
+                return Err(ApiError::crowded());
             }
         }
         out.extend_from_slice(b"],\"node\":");

@@ -24,6 +24,16 @@ const LIMIT_MAX: usize = 500;
 const MATCHES_DEFAULT: usize = 10_000;
 const MATCHES_MAX: usize = 50_000;
 
+/// How many bytes of keys, with what each takes beside them, one scan keeps at most: a
+/// listing of longer keys is cut there and says so.
+pub const SCAN_BYTES_MAX: usize = 16 << 20;
+
+/// What a key takes in a scan beside its bytes.
+const KEY_OVERHEAD: usize = 32;
+
+/// What a key of usual length takes in a scan.
+const KEY_BYTES_GUESS: usize = 128;
+
 /// How many items one step of a scan looks at, give or take a partition.
 const ITEMS_PER_STEP: usize = 2048;
 
@@ -107,6 +117,7 @@ pub struct KeyScan {
     next_partition: usize,
     /// The smallest matching keys, largest on top.
     found: BinaryHeap<Box<[u8]>>,
+    found_bytes: usize,
     /// Whether matching keys were left out.
     truncated: bool,
 }
@@ -134,14 +145,21 @@ impl KeyScan {
     }
 
     fn keep(&mut self, key: &[u8]) {
-        if self.found.len() < self.matches_max {
-            self.found.push(Box::from(key));
-            return;
+        let is_full = self.found.len() >= self.matches_max || self.found_bytes >= SCAN_BYTES_MAX;
+        if is_full {
+            self.truncated = true;
+            if self.found.peek().is_some_and(|largest| *key >= **largest) {
+                return;
+            }
         }
-        self.truncated = true;
-        if self.found.peek().is_some_and(|largest| *key < **largest) {
-            self.found.pop();
-            self.found.push(Box::from(key));
+        self.found_bytes += key.len() + KEY_OVERHEAD;
+        self.found.push(Box::from(key));
+        while self.found.len() > self.matches_max || self.found_bytes > SCAN_BYTES_MAX {
+            self.truncated = true;
+            let Some(largest) = self.found.pop() else {
+                break;
+            };
+            self.found_bytes -= largest.len() + KEY_OVERHEAD;
         }
     }
 }
@@ -158,6 +176,11 @@ struct ListKeysResponse<'a> {
 }
 
 impl Request {
+    /// How much carrying it out takes, in each core and node that is asked.
+    pub fn weight(&self) -> usize {
+        (self.matches_max * KEY_BYTES_GUESS).min(SCAN_BYTES_MAX)
+    }
+
     /// The scan each core is to carry out.
     pub fn scan(&self) -> KeyScan {
         KeyScan {
@@ -165,6 +188,7 @@ impl Request {
             matches_max: self.matches_max,
             next_partition: 0,
             found: BinaryHeap::new(),
+            found_bytes: 0,
             truncated: false,
         }
     }
@@ -258,6 +282,27 @@ mod tests {
         ] {
             assert!(request(query).is_err(), "{query}");
         }
+    }
+
+    #[test]
+    fn a_scan_of_long_keys_stays_within_its_bytes_and_says_that_it_left_some_out() {
+        let mut scan = request("max=50000").unwrap().scan();
+        for number in 0..20_000_u32 {
+            let mut key = vec![b'k'; 1000];
+            key.extend(number.to_be_bytes());
+            scan.keep(&key);
+        }
+        let bytes: usize = scan.found.iter().map(|key| key.len() + KEY_OVERHEAD).sum();
+        assert_eq!(bytes, scan.found_bytes);
+        assert!(bytes <= SCAN_BYTES_MAX && bytes > SCAN_BYTES_MAX / 2);
+        assert!(scan.truncated);
+        let kept = scan.found.len();
+        let largest = scan.found.into_iter().max().unwrap();
+        assert_eq!(
+            largest[1000..],
+            (kept as u32 - 1).to_be_bytes(),
+            "the smallest"
+        );
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl ApiError {
         error
     }
 
+    /// 503: the node holds as much for others as it may.
+    pub fn crowded() -> Self {
+        Self::unavailable("too many bytes of requests and answers are under way; try again")
+    }
+
     /// 401: credentials are missing or wrong.
     pub fn unauthorized() -> Self {
         let mut error = Self::new(

@@ -239,8 +239,16 @@ impl Render {
         now: UnixMs,
     ) {
         match (self, outcome) {
-            (Self::Octets, Outcome::Found(found)) => writer.octets(found.value),
+            (Self::Octets, Outcome::Found(found)) => match found.value {
+                ValueView::Bytes(bytes) if bytes.len() > writer.answers.room => writer.crowded(),
+                value => writer.octets(value),
+            },
             (_, Outcome::Missing) => writer.error(&ApiError::not_found("key not found")),
+            (Self::Envelope, Outcome::Found(found))
+                if found.value.bytes().len() > writer.answers.room / ENVELOPE_FACTOR =>
+            {
+                writer.crowded();
+            }
             (Self::Envelope, Outcome::Found(found)) => {
                 let envelope = ItemEnvelope::of(key, &found, writer, now);
                 writer.json(Status::Ok, &envelope);
@@ -285,10 +293,15 @@ impl Render {
                 let writes = matches!(render, Self::Put { .. } | Self::Delete);
                 writer.error(&ApiError::unreached(writes, reached, needed));
             }
+            (_, Outcome::Crowded) => writer.crowded(),
             (_, Outcome::Joining) => writer.error(&ApiError::joining()),
         }
     }
 }
+
+/// How many times a value's size its envelope takes while it is written: base64, in the
+/// JSON and again behind its head, in vectors that grew by doubling.
+const ENVELOPE_FACTOR: usize = 4;
 
 /// The answer to HEAD: everything about the item but its bytes.
 fn metadata(writer: &mut Writer<'_>, key: &[u8], found: &Found<ValueView<'_>>, now: UnixMs) {

@@ -71,6 +71,16 @@ pub enum Job {
     Browse(browse::Request),
 }
 
+impl Job {
+    /// How much carrying it out takes, beside its answer.
+    pub fn weight(&self, facts: &NodeFacts) -> usize {
+        match self {
+            Self::Batch(request) => request.weight(facts.batch_items_max),
+            Self::Browse(request) => request.weight(),
+        }
+    }
+}
+
 /// What [`Api::handle`] is told besides the request.
 #[derive(Clone, Copy)]
 pub struct Moment<'a> {
@@ -297,6 +307,13 @@ impl Writer<'_> {
             Err(error) => self.error(&error),
         }
         self.answers.scratch = scratch;
+    }
+
+    /// The answer to a request that is refused for want of room.
+    #[cold]
+    pub fn crowded(&mut self) {
+        self.answers.refused += 1;
+        self.error(&ApiError::crowded());
     }
 
     /// An error, in the contract's words.

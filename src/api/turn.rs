@@ -15,12 +15,17 @@ use crate::api::key;
 use crate::clock::UnixMs;
 use crate::cluster::View;
 use crate::http::{Connection, HttpDate};
-use crate::operations::{Exchange, Ticket};
+use crate::operations::{Exchange, Outcome, Ticket};
 use crate::store::ValueView;
 
 /// Response bytes in order, with large bodies by reference.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Answers {
+    /// How much may be built at once here: what one answer may take, its intermediate
+    /// forms included.
+    pub room: usize,
+    /// How many requests were refused for want of room.
+    pub refused: u64,
     /// Everything but the referenced bodies.
     pub bytes: Vec<u8>,
     /// Bodies by reference, each with its place in `bytes`, in ascending order.
@@ -39,7 +44,26 @@ pub struct SharedBody {
     pub body: Arc<[u8]>,
 }
 
+impl Default for Answers {
+    fn default() -> Self {
+        Self {
+            room: usize::MAX,
+            refused: 0,
+            bytes: Vec::new(),
+            shared: Vec::new(),
+            shared_bytes: 0,
+            scratch: Vec::new(),
+        }
+    }
+}
+
 impl Answers {
+    /// What it holds, without bodies by reference.
+    #[inline]
+    fn held(&self) -> usize {
+        self.bytes.capacity() + self.scratch.capacity()
+    }
+
     /// How many bytes will go out.
     pub fn len(&self) -> usize {
         self.bytes.len() + self.shared_bytes
@@ -69,6 +93,7 @@ impl Answers {
     pub fn clear(&mut self, capacity_kept: usize) {
         self.shared.clear();
         self.shared_bytes = 0;
+        self.refused = 0;
         for buffer in [&mut self.bytes, &mut self.scratch] {
             if buffer.capacity() > capacity_kept {
                 *buffer = Vec::new();
@@ -135,6 +160,13 @@ impl Turn {
         }
     }
 
+    /// What it holds, without bodies by reference, which are the store's or were lent by
+    /// it, and without batches that are away.
+    #[inline]
+    pub fn held(&self) -> usize {
+        self.answers.held() + self.merged.held() + self.exchange.held()
+    }
+
     /// Whether some answers wait for other cores.
     #[inline]
     pub fn has_gaps(&self) -> bool {
@@ -168,6 +200,8 @@ impl Turn {
         } = self;
         let mut from = 0;
         let mut next_shared = 0;
+        merged.room = answers.room;
+        merged.refused = answers.refused;
         for gap in gaps.drain(..) {
             merged.append_from(answers, from, gap.at, &mut next_shared);
             from = gap.at;
@@ -180,6 +214,11 @@ impl Turn {
                 head_only: matches!(gap.render, key::Render::Head),
             };
             match exchange.outcome(gap.ticket) {
+                Some((_, Outcome::Found(_)))
+                    if writer.answers.bytes.len() > writer.answers.room =>
+                {
+                    writer.crowded();
+                }
                 Some((key, outcome)) => gap.render.answer(&mut writer, key, outcome, now),
                 None => writer.error(&super::ApiError::internal("the owning core did not answer")),
             }

@@ -63,6 +63,11 @@ pub struct ChunkedDecoder {
 }
 
 impl ChunkedDecoder {
+    /// What it holds of the input.
+    pub fn held(&self) -> usize {
+        self.trailer.capacity()
+    }
+
     /// Decodes what `input` holds of the body, appending to `out`.
     ///
     /// # Errors

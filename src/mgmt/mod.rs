@@ -19,10 +19,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::api::owners::OwnerIds;
 use crate::api::{ApiError, NodeFacts, Turn, Writer, key_text};
 use crate::auth::Scope;
+use crate::buffers::{Buffers, Pool};
 use crate::cluster::View;
 use crate::hash::CoreCount;
 use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
-use crate::node::connection::{self, Entry, Limits, Service};
+use crate::node::connection::{self, Common, Entry, Limits, Service};
 use crate::node::control::{Control, Watch};
 use crate::node::core::wall_time;
 use crate::node::door::Visitor;
@@ -37,6 +38,9 @@ use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
 
 /// How many management connections may be open.
 const CONNECTIONS_MAX: usize = 256;
+
+/// What their requests and answers may take together while under way.
+const BUFFER_BYTES_MAX: usize = 32 << 20;
 
 /// Between two heartbeat events.
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
@@ -83,14 +87,14 @@ impl Management {
             date: Cell::new(HttpDate::at(unix_seconds())),
         });
         let deadlines = Deadlines::new(timeouts);
-        let limits = Rc::new(limits);
+        let common = Common::new(limits, Buffers::new(Pool::new(BUFFER_BYTES_MAX)));
         runtime::spawn(tick(Rc::clone(&serving), Rc::clone(&deadlines)));
         loop {
             match listener.accept().await {
                 Ok((stream, _)) if deadlines.open() < CONNECTIONS_MAX => {
                     let watch = deadlines.watch(stream.aborter());
-                    let (serving, limits) = (Rc::clone(&serving), Rc::clone(&limits));
-                    runtime::spawn(serving.serve(stream, watch, limits));
+                    let (serving, common) = (Rc::clone(&serving), Rc::clone(&common));
+                    runtime::spawn(serving.serve(stream, watch, common));
                 }
                 Ok(_) => tracing::warn!("a management connection over the limit was closed"),
                 Err(error) => {
@@ -130,18 +134,18 @@ const PATHS: &[(&[u8], Option<Scope>)] = &[
 ];
 
 impl Serving {
-    async fn serve(self: Rc<Self>, stream: Stream, watch: runtime::Watch, limits: Rc<Limits>) {
+    async fn serve(self: Rc<Self>, stream: Stream, watch: runtime::Watch, common: Rc<Common>) {
         let security = self.management.control.door().security();
         match security.tls(Entrance::Management) {
             None => {
                 let told = self.link(Visitor::in_the_clear(Entrance::Management));
-                connection::serve(self, told, limits, stream, watch).await;
+                connection::serve(self, told, common, stream, watch).await;
             }
             Some(tls) => match tls::accept(stream, tls, &self.handshakes, &watch).await {
                 Ok(stream) => {
                     let told =
                         self.link(Visitor::over_tls(Entrance::Management, &stream, &security));
-                    connection::serve(self, told, limits, stream, watch).await;
+                    connection::serve(self, told, common, stream, watch).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a handshake on the management listener failed");

@@ -13,22 +13,32 @@
 //! A request is admitted by its head, before its body is waited for: who may not write
 //! cannot make a node receive what it would write.
 //!
-//! The connection owns its input buffer and its [`Turn`]. It holds at most one
-//! request (head and body limits) plus one read of what follows; requests are
-//! handled in batches of at most [`Limits::pipeline_depth`], and a batch's answers
-//! leave before the next batch is handled, so a client that does not read stops
-//! being read. Slow clients are cut by [`Watch`]. What a
-//! request means is the [`Service`]'s business.
+//! The connection owns its [`Input`], and a [`Turn`] from the moment something has
+//! arrived until it is answered; connections that wait share the turns of their core.
+//! Requests are handled in batches of at most [`Limits::pipeline_depth`], and a batch's
+//! answers leave before the next batch is handled, so a client that does not read stops
+//! being read. Slow clients are cut by [`Watch`]. What a request means is the
+//! [`Service`]'s business.
+//!
+//! **Memory.** All that a connection holds while it waits is in its [`Account`], but for
+//! the few KiB that an idle one has. Together they are bounded by the node's
+//! [`Pool`](crate::buffers::Pool), and one alone by [`Limits::connection_bytes_max`]. A
+//! request that needs more than there is gets 503 and, unless it has arrived whole, the
+//! connection is closed.
 //!
 //! No read or write is ever dropped while it is pending: io_uring may have
 //! completed it already.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::input::{Filled, INPUT_BYTES_IDLE, Input, Step};
+use crate::api::batch::{COPIES_BYTES_MAX, RESPONSE_BYTES_MAX};
 use crate::api::turn::TURN_BYTES_KEPT;
 use crate::api::{Answers, ApiError, Turn};
-use crate::http::{self, BodyFraming, ChunkedDecoder, Head};
+use crate::buffers::{Account, Buffers};
+use crate::http::{self, Head};
 use crate::runtime::{Segment, Transport, Wait, Watch};
 
 /// What a connection allows.
@@ -40,17 +50,62 @@ pub struct Limits {
     pub pipeline_depth: usize,
 }
 
-/// A turn with this many bytes of answers is written before more is handled.
-const TURN_BYTES_MAX: usize = 256 << 10;
+impl Limits {
+    /// What one connection may hold at most: a batch request, once as it came and twice
+    /// for the cores that carry it out, the values copied for it and its answer, which
+    /// is put together behind it; or less.
+    pub fn connection_bytes_max(&self) -> usize {
+        let body = self.request.body_bytes_max as usize;
+        let input = 2 * (self.request.head_bytes_max + body);
+        input + 2 * body + COPIES_BYTES_MAX + 2 * RESPONSE_BYTES_MAX + TURN_BYTES_MAX
+    }
+}
 
-/// What an idle connection keeps for its next request.
-const INPUT_BYTES_IDLE: usize = 4 << 10;
+/// A turn with this many bytes of answers is written before more is handled; with fewer
+/// while the node has much under way.
+pub(super) const TURN_BYTES_MAX: usize = 256 << 10;
 
-/// How far the input buffer grows at once.
-const INPUT_GROWTH_MAX: usize = 256 << 10;
+/// How many turns wait for the next connection that has something to do.
+const TURNS_KEPT: usize = 32;
 
 /// How much a client may still send after its last answer before it is cut off.
 const LINGER_BYTES_MAX: usize = 8 << 20;
+
+/// What the connections of one listener on one core have in common.
+pub struct Common {
+    /// What each may do.
+    pub limits: Limits,
+    /// What they hold.
+    pub buffers: Rc<Buffers>,
+    /// Turns that no connection needs: the one that was used last is on top, and warm.
+    #[allow(clippy::vec_box, reason = "a connection holds its turn in a box")]
+    turns: RefCell<Vec<Box<Turn>>>,
+}
+
+impl Common {
+    /// No connections yet.
+    pub fn new(limits: Limits, buffers: Buffers) -> Rc<Self> {
+        Rc::new(Self {
+            limits,
+            buffers: Rc::new(buffers),
+            turns: RefCell::default(),
+        })
+    }
+
+    fn take_turn(&self, service: &impl Service) -> Box<Turn> {
+        let kept = self.turns.borrow_mut().pop();
+        kept.unwrap_or_else(|| Box::new(service.turn()))
+    }
+
+    /// Takes back a turn whose answers were written.
+    fn keep_turn(&self, mut turn: Box<Turn>) {
+        turn.closes = false;
+        let mut turns = self.turns.borrow_mut();
+        if turns.len() < TURNS_KEPT {
+            turns.push(turn);
+        }
+    }
+}
 
 /// What [`Service::admit`] says of a request.
 pub enum Entry {
@@ -96,6 +151,11 @@ pub trait Service {
     /// Completes the answers that wait for other cores.
     fn settle(&self, link: &Self::Link, turn: &mut Turn) -> impl Future<Output = ()>;
 
+    /// How much memory a job takes while it is done, beside its answer.
+    fn weight(&self, _job: &Self::Job) -> usize {
+        0
+    }
+
     /// Does a job and answers it.
     fn run(&self, link: &Self::Link, job: Self::Job, turn: &mut Turn) -> impl Future<Output = ()>;
 
@@ -113,286 +173,177 @@ pub trait Service {
 pub async fn serve<S: Service>(
     service: Rc<S>,
     link: S::Link,
-    limits: Rc<Limits>,
-    mut stream: impl Transport,
+    common: Rc<Common>,
+    stream: impl Transport,
     watch: Watch,
 ) {
-    let mut turn = service.turn();
-    let mut input = Input {
-        buffer: Vec::with_capacity(INPUT_BYTES_IDLE),
-        ..Input::default()
+    let account = Account::new(Rc::clone(&common.buffers));
+    let mut serving = Serving {
+        service,
+        link,
+        common,
+        stream,
+        watch,
+        account,
+        input: Input::new(),
     };
-    loop {
-        if !input.fill(&mut stream, &watch).await {
-            if watch.expired() == Some(Wait::Request) {
-                service.refuse(&ApiError::request_timeout(), &mut turn);
-                write(&mut stream, &watch, &mut turn).await;
-            }
-            return;
+    while serving.read_and_answer().await {}
+}
+
+/// A connection being served.
+struct Serving<S: Service, T> {
+    service: Rc<S>,
+    link: S::Link,
+    common: Rc<Common>,
+    stream: T,
+    watch: Watch,
+    account: Account,
+    input: Input,
+}
+
+impl<S: Service, T: Transport> Serving<S, T> {
+    /// Reads once and answers what is complete; false when the connection is over.
+    async fn read_and_answer(&mut self) -> bool {
+        let filled = self.input.fill(
+            &mut self.stream,
+            &self.watch,
+            &self.common,
+            &mut self.account,
+        );
+        let filled = filled.await;
+        if matches!(filled, Filled::Over) && self.watch.expired() != Some(Wait::Request) {
+            return false;
         }
+        let mut turn = self.common.take_turn(&*self.service);
+        let goes_on = match filled {
+            Filled::Some => self.answer(&mut turn).await,
+            Filled::Over => {
+                self.service.refuse(&ApiError::request_timeout(), &mut turn);
+                self.write(&mut turn).await;
+                false
+            }
+            Filled::Crowded => {
+                self.refuse_crowded(&mut turn);
+                self.write(&mut turn).await
+            }
+        };
+        let closes = turn.closes;
+        if goes_on {
+            self.common.keep_turn(turn);
+        }
+        if goes_on && closes {
+            self.linger().await;
+        }
+        goes_on && !closes
+    }
+
+    /// Answers every complete request; false when the client is gone.
+    async fn answer(&mut self, turn: &mut Turn) -> bool {
         loop {
             turn.now = None;
-            let step = input.handle_batch(&*service, &link, &limits, &mut turn);
-            if !input.timed {
-                watch.wait_for(Wait::Nothing);
+            let step = self.input.handle_batch(
+                &*self.service,
+                &self.link,
+                &self.common,
+                &self.account,
+                turn,
+            );
+            if !self.input.timed {
+                self.watch.wait_for(Wait::Nothing);
             }
+            self.account.hold(self.held(turn));
             let more = match step {
                 Step::NeedMore => false,
                 Step::Flush => true,
                 Step::Continue => {
-                    service.settle(&link, &mut turn).await;
+                    self.service.settle(&self.link, turn).await;
                     turn.answers.bytes.extend_from_slice(http::CONTINUE);
                     false
                 }
-                Step::Run(job) => {
-                    service.settle(&link, &mut turn).await;
-                    service.run(&link, job, &mut turn).await;
-                    true
-                }
+                Step::Run(job) => self.run(job, turn).await,
                 Step::Refuse(error) => {
-                    service.settle(&link, &mut turn).await;
-                    service.refuse(&error, &mut turn);
+                    self.service.settle(&self.link, turn).await;
+                    self.service.refuse(&error, turn);
+                    false
+                }
+                Step::Crowded => {
+                    self.service.settle(&self.link, turn).await;
+                    self.refuse_crowded(turn);
                     false
                 }
                 Step::Verify(authorization) => {
-                    service.settle(&link, &mut turn).await;
+                    self.service.settle(&self.link, turn).await;
                     // It may take a while: what was answered before is not held back.
-                    if !write(&mut stream, &watch, &mut turn).await {
-                        return;
+                    if !self.write(turn).await {
+                        return false;
                     }
-                    input.timed = false;
-                    watch.wait_for(Wait::Nothing);
-                    service.verify(&link, authorization).await;
+                    self.input.timed = false;
+                    self.watch.wait_for(Wait::Nothing);
+                    self.service.verify(&self.link, authorization).await;
                     continue;
                 }
             };
             if turn.has_gaps() {
-                service.settle(&link, &mut turn).await;
+                self.service.settle(&self.link, turn).await;
+                self.account.hold(self.held(turn));
             }
             if !turn.answers.is_empty() {
                 // Writing takes over the watch: the clock of a request that is
                 // still arriving starts anew.
-                input.timed = false;
+                self.input.timed = false;
             }
-            if !write(&mut stream, &watch, &mut turn).await {
-                return;
+            if !self.write(turn).await {
+                return false;
             }
             while turn.streams {
-                service.next_part(&link, &mut turn).await;
-                if watch.stopping() || !write(&mut stream, &watch, &mut turn).await {
-                    return;
+                self.service.next_part(&self.link, turn).await;
+                if self.watch.stopping() || !self.write(turn).await {
+                    return false;
                 }
             }
-            if turn.closes {
-                linger(&mut stream, &watch).await;
-                return;
-            }
-            if !more {
-                break;
-            }
-        }
-    }
-}
-
-enum Step<J> {
-    /// The rest of the next request has not arrived.
-    NeedMore,
-    /// Enough answers for one write; there may be more requests in the buffer.
-    Flush,
-    /// The client waits for permission to send its body.
-    Continue,
-    /// A request that is answered by a job.
-    Run(J),
-    /// A request that ends the connection.
-    Refuse(ApiError),
-    /// A request whose credentials have to be verified.
-    Verify(Vec<u8>),
-}
-
-/// Bytes received and not yet handled.
-#[derive(Default)]
-struct Input {
-    buffer: Vec<u8>,
-    /// Where the next request begins.
-    start: usize,
-    /// With fewer bytes than this from `start`, no use looking at it again.
-    needed: usize,
-    /// A chunked body that is being received.
-    chunked: Option<Chunked>,
-    /// Whether the request being received was told to go on.
-    continued: bool,
-    /// Whether the clock for a whole request is running.
-    timed: bool,
-}
-
-struct Chunked {
-    decoder: ChunkedDecoder,
-    body: Vec<u8>,
-    head_len: usize,
-    finished: bool,
-}
-
-impl Input {
-    fn pending(&self) -> usize {
-        self.buffer.len() - self.start
-    }
-
-    /// Reads more; false when the connection is over.
-    async fn fill(&mut self, stream: &mut impl Transport, watch: &Watch) -> bool {
-        if self.start > 0 {
-            self.buffer.drain(..self.start);
-            self.start = 0;
-        }
-        if self.buffer.is_empty() {
-            if self.buffer.capacity() > TURN_BYTES_KEPT {
-                self.buffer = Vec::with_capacity(INPUT_BYTES_IDLE);
-            }
-            self.timed = false;
-            watch.wait_for(Wait::Idle);
-        } else if !self.timed {
-            self.timed = true;
-            watch.wait_for(Wait::Request);
-        }
-        let missing = self.needed.saturating_sub(self.buffer.len());
-        if missing > 0 {
-            // No more than was received already: memory follows bytes that came,
-            // not bytes that were announced.
-            let growth = missing.min(self.buffer.len().clamp(INPUT_BYTES_IDLE, INPUT_GROWTH_MAX));
-            self.buffer.reserve(growth);
-        } else if self.buffer.spare_capacity_mut().len() < INPUT_BYTES_IDLE / 4 {
-            self.buffer
-                .reserve(self.buffer.len().clamp(INPUT_BYTES_IDLE, INPUT_GROWTH_MAX));
-        }
-        let (read, buffer) = stream.read(std::mem::take(&mut self.buffer)).await;
-        self.buffer = buffer;
-        matches!(read, Ok(count) if count > 0)
-    }
-
-    /// Handles requests until one is incomplete or the turn is full.
-    fn handle_batch<S: Service>(
-        &mut self,
-        service: &S,
-        link: &S::Link,
-        limits: &Limits,
-        turn: &mut Turn,
-    ) -> Step<S::Job> {
-        let mut handled = 0;
-        loop {
-            if self.pending() == 0 || self.pending() < self.needed {
-                return Step::NeedMore;
-            }
-            if handled == limits.pipeline_depth || turn.answers.len() > TURN_BYTES_MAX {
-                return Step::Flush;
-            }
-            if let Some(step) = self.receive_chunks(limits) {
-                return step;
-            }
-            let head = match http::parse_head(&self.buffer[self.start..], &limits.request) {
-                Ok(Some(head)) => head,
-                Ok(None) => {
-                    self.needed = self.pending() + 1;
-                    return Step::NeedMore;
-                }
-                Err(error) => return Step::Refuse(error.into()),
-            };
-            let denied = match service.admit(link, &head) {
-                Entry::Granted => None,
-                Entry::Denied(error) => Some(error),
-                Entry::Expelled(error) => return Step::Refuse(error),
-                Entry::Unverified => {
-                    return Step::Verify(head.authorization.unwrap_or_default().to_vec());
-                }
-            };
-            let head_len = head.len;
-            let mut consumed = head_len;
-            let body = match head.body {
-                BodyFraming::None => Cow::Borrowed(&[][..]),
-                BodyFraming::Length(length) => {
-                    // The parser has checked the length against the body limit.
-                    let whole = head_len + length as usize;
-                    if self.pending() < whole {
-                        if let Some(error) = denied {
-                            return Step::Refuse(error);
-                        }
-                        let asks = head.expects_continue && self.pending() == head_len;
-                        self.needed = whole;
-                        return self.wait_for_body(asks);
-                    }
-                    consumed = whole;
-                    Cow::Borrowed(&self.buffer[self.start + head_len..self.start + whole])
-                }
-                BodyFraming::Chunked => match self.chunked.take_if(|chunked| chunked.finished) {
-                    Some(chunked) => Cow::Owned(chunked.body),
-                    None => {
-                        if let Some(error) = denied {
-                            return Step::Refuse(error);
-                        }
-                        let asks = head.expects_continue && self.pending() == head_len;
-                        self.chunked = Some(Chunked {
-                            decoder: ChunkedDecoder::default(),
-                            body: Vec::new(),
-                            head_len,
-                            finished: false,
-                        });
-                        if self.pending() > head_len {
-                            continue;
-                        }
-                        self.needed = head_len + 1;
-                        return self.wait_for_body(asks);
-                    }
-                },
-            };
-            let job = match denied {
-                None => service.handle(link, &head, body, turn),
-                Some(error) => {
-                    service.deny(&head, &error, turn);
-                    None
-                }
-            };
-            handled += 1;
-            self.start += consumed;
-            self.needed = 0;
-            self.continued = false;
-            self.timed = false;
-            if let Some(job) = job {
-                return Step::Run(job);
-            }
-            if turn.closes {
-                return Step::NeedMore;
+            if turn.closes || !more {
+                return true;
             }
         }
     }
 
-    fn wait_for_body<J>(&mut self, asks: bool) -> Step<J> {
-        if asks && !self.continued {
-            self.continued = true;
-            return Step::Continue;
+    /// Does a job, if there is room for it; whether there may be more to handle.
+    async fn run(&mut self, job: S::Job, turn: &mut Turn) -> bool {
+        self.service.settle(&self.link, turn).await;
+        let weight = self.service.weight(&job);
+        if !self.account.may_grow(weight) {
+            self.refuse_crowded(turn);
+            return false;
         }
-        Step::NeedMore
+        self.account.hold(self.held(turn) + weight);
+        turn.answers.room = self.common.buffers.answer_room();
+        self.service.run(&self.link, job, turn).await;
+        self.account.hold(self.held(turn));
+        true
     }
 
-    /// Moves received chunks of a chunked body out of the buffer; `None` when
-    /// there is no such body or it is complete.
-    fn receive_chunks<J>(&mut self, limits: &Limits) -> Option<Step<J>> {
-        let chunked = self.chunked.as_mut().filter(|chunked| !chunked.finished)?;
-        let from = self.start + chunked.head_len;
-        let body_max = limits.request.body_bytes_max;
-        match chunked
-            .decoder
-            .decode(&self.buffer[from..], &mut chunked.body, body_max)
-        {
-            Err(error) => Some(Step::Refuse(error.into())),
-            Ok(decoded) => {
-                self.buffer.drain(from..from + decoded.consumed);
-                chunked.finished = decoded.finished;
-                if decoded.finished {
-                    self.needed = 0;
-                    return None;
-                }
-                self.needed = self.pending() + 1;
-                Some(Step::NeedMore)
-            }
+    fn refuse_crowded(&self, turn: &mut Turn) {
+        self.common.buffers.count_refused(1);
+        self.service.refuse(&ApiError::crowded(), turn);
+    }
+
+    fn held(&self, turn: &Turn) -> usize {
+        self.input.held() + turn.held()
+    }
+
+    /// Writes the turn's answers; false when the client is gone or too slow.
+    async fn write(&mut self, turn: &mut Turn) -> bool {
+        let refused = std::mem::take(&mut turn.answers.refused);
+        if refused > 0 {
+            self.common.buffers.count_refused(refused);
         }
+        write(&mut self.stream, &self.watch, turn).await
+    }
+
+    async fn linger(&mut self) {
+        self.input = Input::default();
+        self.account.hold(0);
+        linger(&mut self.stream, &self.watch).await;
     }
 }
 

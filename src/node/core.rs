@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::connection::{self, Entry, Limits, Service};
+use super::connection::{self, Common, Entry, Limits, Service};
 use super::control::ControlMessage;
 use super::door::{Door, Visitor};
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
@@ -45,6 +45,7 @@ use super::verifying::Verifiers;
 use crate::api::browse::KeyScan;
 use crate::api::router;
 use crate::api::{Api, ApiError, Job, Moment, Turn, Writer};
+use crate::buffers::{Allotment, Buffers, Pool};
 use crate::clock::UnixMs;
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
@@ -54,6 +55,7 @@ use crate::http::{Connection, Head, HttpDate, Method};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
 use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts};
+use crate::store::SHARED_VALUE_BYTES;
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
 use crate::tls::{self, Handshakes};
@@ -71,12 +73,19 @@ const SLOW_FACTOR: u32 = 5;
 /// How many steps of expiry are done before the loop turns.
 const REAP_STEPS: usize = 512;
 
-/// How many listings one core has under way in another at once.
+/// How many listings one core has under way in another at once, and itself: of clients,
+/// and as many of peers.
 const SCANS_MAX: usize = 2;
 
 /// How many frames of peers one core has outstanding at another: they come back after
 /// one turn of that core.
 const FRAMES_MAX: usize = 64;
+
+/// The answer to whoever connects when there are as many connections as there may be.
+const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    Content-Type: application/json\r\nContent-Length: 61\r\nRetry-After: 1\r\n\
+    Connection: close\r\n\r\n\
+    {\"error\":\"too many connections; try again\",\"code\":\"INTERNAL\"}";
 
 /// How long to wait after the kernel refused to accept for want of resources.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -179,6 +188,10 @@ pub struct Parts {
     pub mailbox_depth: usize,
     /// Limits of its connections.
     pub limits: Limits,
+    /// What the node's client connections may hold together.
+    pub buffers: Arc<Pool>,
+    /// What this core's connections of peers may hold together.
+    pub peer_buffers_max: usize,
     /// Timeouts of its connections.
     pub timeouts: Timeouts,
     /// Connections open on the whole node.
@@ -235,8 +248,14 @@ pub struct Core {
     replies: RefCell<Replies>,
     deadlines: Rc<Deadlines>,
     pub(super) peer_connections: Rc<Deadlines>,
-    limits: Rc<Limits>,
-    pub(super) peer_limits: Rc<Limits>,
+    common: Rc<Common>,
+    pub(super) peer_common: Rc<Common>,
+    /// What requests may have copied by other cores and nodes.
+    allotment: Arc<Allotment>,
+    /// Listings of clients, and of peers, that this core has under way. Apart, because the
+    /// former wait for those of other nodes.
+    listings: Credits,
+    pub(super) peer_listings: Credits,
     cluster_counts: SharedCounts,
     readiness: Arc<Readiness>,
     pub(super) door: Door,
@@ -263,7 +282,7 @@ struct Sibling {
 
 /// Permits for messages to one other core.
 #[derive(Debug)]
-struct Credits {
+pub(super) struct Credits {
     available: Cell<usize>,
     waiting: RefCell<VecDeque<Waker>>,
 }
@@ -276,7 +295,7 @@ impl Credits {
         }
     }
 
-    async fn acquire(&self) {
+    pub(super) async fn acquire(&self) {
         poll_fn(|context| match self.available.get() {
             0 => {
                 self.waiting.borrow_mut().push_back(context.waker().clone());
@@ -290,7 +309,7 @@ impl Credits {
         .await;
     }
 
-    fn release(&self) {
+    pub(super) fn release(&self) {
         self.available.set(self.available.get() + 1);
         if let Some(waker) = self.waiting.borrow_mut().pop_front() {
             waker.wake();
@@ -398,12 +417,18 @@ impl Core {
             handshakes: Handshakes::new(parts.handshakes_max),
             peer_handshakes: Handshakes::new(parts.handshakes_max),
             draining: parts.draining,
-            peer_limits: Rc::new(parts.peer_limits),
+            peer_common: Common::new(
+                parts.peer_limits,
+                Buffers::new(Pool::new(parts.peer_buffers_max)),
+            ),
+            common: Common::new(parts.limits, Buffers::new(Arc::clone(&parts.buffers))),
+            allotment: Allotment::of(parts.buffers),
+            listings: Credits::new(SCANS_MAX),
+            peer_listings: Credits::new(SCANS_MAX),
             siblings,
             replies: RefCell::default(),
             deadlines: Deadlines::new(parts.timeouts),
             peer_connections: Deadlines::new(parts.timeouts),
-            limits: Rc::new(parts.limits),
             date: Cell::new(date_at(wall_time())),
             finished: Cell::default(),
             dirty: Cell::default(),
@@ -617,10 +642,21 @@ impl Core {
             if others >= self.connections_max {
                 self.connections.fetch_sub(1, Ordering::Relaxed);
                 self.counters.connections_refused.add(1);
+                self.turn_away(stream);
                 continue;
             }
             self.counters.connections_accepted.add(1);
             runtime::spawn(Rc::clone(&self).serve(stream));
+        }
+    }
+
+    /// Says why, if that can be said without waiting, and closes.
+    fn turn_away(&self, mut stream: runtime::Stream) {
+        let security = self.door.security();
+        if security.tls(Entrance::Client).is_none() {
+            stream.discard_now();
+            let _ = stream.write_now(TOO_MANY_CONNECTIONS);
+            let _ = stream.shutdown_write();
         }
     }
 
@@ -642,6 +678,7 @@ impl Core {
         link: &Link,
         request: &crate::api::browse::Request,
     ) -> (Vec<KeyScan>, Vec<String>) {
+        self.listings.acquire().await;
         let view = self.view();
         let silent: Rc<RefCell<Vec<String>>> = Rc::default();
         let found: Rc<RefCell<Vec<KeyScan>>> = Rc::default();
@@ -674,18 +711,18 @@ impl Core {
 
     async fn serve(self: Rc<Self>, stream: runtime::Stream) {
         let watch = self.deadlines.watch(stream.aborter());
-        let (service, limits) = (Rc::new(Rc::clone(&self)), Rc::clone(&self.limits));
+        let (service, common) = (Rc::new(Rc::clone(&self)), Rc::clone(&self.common));
         let security = self.door.security();
         match security.tls(Entrance::Client) {
             None => {
                 let link = self.link(Visitor::in_the_clear(Entrance::Client));
-                connection::serve(service, link, limits, stream, watch).await;
+                connection::serve(service, link, common, stream, watch).await;
             }
             Some(tls) => {
                 // What fails is counted by the handshakes.
                 if let Ok(stream) = tls::accept(stream, tls, &self.handshakes, &watch).await {
                     let link = self.link(Visitor::over_tls(Entrance::Client, &stream, &security));
-                    connection::serve(service, link, limits, stream, watch).await;
+                    connection::serve(service, link, common, stream, watch).await;
                 }
             }
         }
@@ -746,8 +783,18 @@ impl Core {
                 }
                 runtime::yield_to_io().await;
             }
+            self.collect_lent();
             self.publish();
             expected = Instant::now() + TICK;
+        }
+    }
+
+    /// Lets go of values that the shard has dropped and no answer carries any more.
+    fn collect_lent(&self) {
+        let mut cluster = self.cluster.borrow_mut();
+        let shard = cluster.local_mut().shard_mut();
+        if shard.lent_bytes() > 0 {
+            shard.collect_lent();
         }
     }
 
@@ -760,9 +807,15 @@ impl Core {
         let stats = shard.stats();
         let counters = &self.counters;
         counters.connections_open.set(self.deadlines.open() as u64);
-        counters
-            .connections_expired
-            .set(self.deadlines.expired_count());
+        let expired = self.deadlines.expired();
+        counters.connections_expired.set(expired.total());
+        counters.connections_expired_idle.set(expired.idle);
+        counters.connections_expired_request.set(expired.request);
+        counters.connections_expired_write.set(expired.write);
+        let buffers = &self.common.buffers;
+        buffers.set_lent(shard.lent_bytes());
+        counters.buffered_bytes.set(buffers.held() as u64);
+        counters.requests_crowded.set(buffers.refused());
         let refused = self.door.refused();
         counters.requests_unauthorized.set(refused.unauthorized);
         counters.requests_forbidden.set(refused.forbidden);
@@ -901,7 +954,18 @@ impl Service for Rc<Core> {
     type Link = Link;
 
     fn turn(&self) -> Turn {
-        Turn::new(Exchange::new(self.api.cores))
+        Turn::new(Exchange::within(
+            self.api.cores,
+            Arc::clone(&self.allotment),
+        ))
+    }
+
+    fn weight(&self, job: &Job) -> usize {
+        let places = match job {
+            Job::Batch(_) => 1,
+            Job::Browse(_) => self.api.cores.get() + self.view().nodes().count() - 1,
+        };
+        job.weight(&self.api.facts).saturating_mul(places)
     }
 
     #[inline]
@@ -942,8 +1006,16 @@ impl Service for Rc<Core> {
             view: &view,
             caller: caller.as_deref().map(|caller| &**caller),
         };
-        self.api
-            .handle(head, body, &mut self.cluster.borrow_mut(), turn, moment)
+        let mut cluster = self.cluster.borrow_mut();
+        let large = body.len() >= SHARED_VALUE_BYTES;
+        let job = self.api.handle(head, body, &mut cluster, turn, moment);
+        if large {
+            // What such writes replace may be on its way out still.
+            self.common
+                .buffers
+                .set_lent(cluster.local().shard().lent_bytes());
+        }
+        job
     }
 
     fn refuse(&self, error: &ApiError, turn: &mut Turn) {
@@ -972,6 +1044,7 @@ impl Service for Rc<Core> {
                 let view = self.view();
                 let mut writer = self.writer(turn, &view, &date, request.connection);
                 request.answer(scans, silent, &mut writer);
+                self.listings.release();
             }
             Job::Batch(mut request) => {
                 let now = wall_time();
@@ -981,6 +1054,7 @@ impl Service for Rc<Core> {
                         let view = self.view();
                         self.writer(turn, &view, &date, request.connection)
                             .error(&error);
+                        turn.exchange.reset();
                         return;
                     }
                 };

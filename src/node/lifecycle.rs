@@ -37,6 +37,7 @@ use super::security::{Audience, Loaded, Loader, Security, Wake, Watcher};
 use super::verifying::Verifiers;
 use crate::api::{Api, NodeFacts};
 use crate::auth::secret::Sealer;
+use crate::buffers::Pool;
 use crate::clock::Origin;
 use crate::cluster::coordinator::Config;
 use crate::cluster::hints::HintLimits;
@@ -80,6 +81,10 @@ const HAND_OVER_PERCENT: u32 = 80;
 
 /// How long a stopping node waits until the others know.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
+
+/// How many of the largest frames the peer connections of a core may always hold: one,
+/// with what carrying it to other cores takes.
+const PEER_FRAMES_BUFFERED: usize = 5;
 
 const LISTEN_BACKLOG: u16 = 4096;
 
@@ -166,6 +171,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         .map(|_| runtime::mailbox(mailbox_capacity(cores.get(), depth)))
         .unzip();
     let connections = Arc::new(AtomicUsize::new(0));
+    let buffers = Pool::new(settings.buffer_limit.0 as usize);
     let draining = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for ((((core, listener), peer_listener), inbox), counters) in cores
@@ -206,6 +212,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             mailboxes: mailboxes.clone(),
             mailbox_depth: depth,
             limits: limits(settings),
+            buffers: Arc::clone(&buffers),
+            peer_buffers_max: peer_buffers_max(settings, cores),
             timeouts: timeouts(settings),
             connections: Arc::clone(&connections),
             connections_max: settings.connections,
@@ -228,6 +236,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         pinned: plan.pinned,
         cores_reason: plan.reason.to_string(),
         memory_limit_bytes: memory_limit,
+        connection_bytes_max: limits(settings).connection_bytes_max() as u64,
     };
     let control_parts = ControlParts {
         membership,
@@ -252,6 +261,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             process.clone(),
             counters.clone(),
             Arc::clone(&security_counters),
+            buffers,
         ),
         cluster_counts,
         draining: Arc::clone(&draining),
@@ -483,6 +493,14 @@ fn peer_limits(settings: &Settings) -> Limits {
     let mut limits = limits(settings);
     limits.request.body_bytes_max = peer::BODY_BYTES_MAX + settings.value_limit.0;
     limits
+}
+
+/// What the connections of peers on one core may hold: a share of what clients may, so
+/// that they are bounded alike, but room for frames of any size.
+fn peer_buffers_max(settings: &Settings, cores: CoreCount) -> usize {
+    let frame = peer_limits(settings).request.body_bytes_max as usize;
+    let share = settings.buffer_limit.0 as usize / cores.get();
+    share.max(PEER_FRAMES_BUFFERED * frame)
 }
 
 fn shard_config(

@@ -4,6 +4,7 @@ pub mod connection;
 pub mod control;
 pub mod core;
 pub mod door;
+mod input;
 pub mod lifecycle;
 pub mod peering;
 pub mod readiness;

@@ -241,19 +241,19 @@ impl PeerService {
     async fn serve(self: Rc<Self>, stream: Stream) {
         let core = Rc::clone(&self.0);
         let watch = core.peer_connections.watch(stream.aborter());
-        let limits = Rc::clone(&core.peer_limits);
+        let common = Rc::clone(&core.peer_common);
         let security = core.door.security();
         match security.tls(Entrance::Peer) {
             None => {
                 let link = core.link(Visitor::in_the_clear(Entrance::Peer));
-                connection::serve(self, link, limits, stream, watch).await;
+                connection::serve(self, link, common, stream, watch).await;
             }
             Some(tls) => {
                 let handshakes = &core.peer_handshakes;
                 match tls::accept(stream, tls, handshakes, &watch).await {
                     Ok(stream) => {
                         let link = core.link(Visitor::over_tls(Entrance::Peer, &stream, &security));
-                        connection::serve(self, link, limits, stream, watch).await;
+                        connection::serve(self, link, common, stream, watch).await;
                     }
                     Err(error) => tracing::debug!(%error, "a handshake of a peer failed"),
                 }
@@ -424,6 +424,16 @@ impl Service for PeerService {
 
     async fn settle(&self, _link: &Link, _turn: &mut Turn) {}
 
+    /// The frame once more for the cores it goes to, and their answers.
+    fn weight(&self, (job, _): &Self::Job) -> usize {
+        match job {
+            PeerJob::Frame(frame) | PeerJob::Elsewhere(_, frame) => 3 * frame.len(),
+            PeerJob::Membership(message) => message.len(),
+            PeerJob::Keys(request) => request.weight() * self.0.api.cores.get(),
+            PeerJob::Drain => 0,
+        }
+    }
+
     async fn run(&self, link: &Link, (job, connection): Self::Job, turn: &mut Turn) {
         let body = match job {
             PeerJob::Frame(frame) => match message::split(&frame, self.0.api.cores) {
@@ -463,8 +473,10 @@ impl Service for PeerService {
                 return;
             }
             PeerJob::Keys(request) => {
+                self.0.peer_listings.acquire().await;
                 let scans = self.0.browse_here(link, &request).await;
                 let (keys, truncated) = request.merge(scans);
+                self.0.peer_listings.release();
                 let mut body = Vec::new();
                 let listed = keys.iter().map(|key| &**key);
                 keys::encode(truncated, listed, KEYS_BYTES_MAX, &mut body);

@@ -55,6 +55,41 @@ pub enum Wait {
     Exchange,
 }
 
+/// How many connections were cut because something took too long, by what it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Handshakes.
+    pub handshake: u64,
+    /// Next requests that did not come.
+    pub idle: u64,
+    /// Requests that did not arrive whole.
+    pub request: u64,
+    /// Answers that were not taken.
+    pub write: u64,
+    /// Peers that did not answer.
+    pub exchange: u64,
+}
+
+impl Expired {
+    fn count(&mut self, wait: Wait) {
+        let counted = match wait {
+            Wait::Handshake => &mut self.handshake,
+            Wait::Idle => &mut self.idle,
+            Wait::Request => &mut self.request,
+            Wait::Write => &mut self.write,
+            Wait::Exchange => &mut self.exchange,
+            // The connection had its last answer.
+            Wait::Linger | Wait::Nothing => return,
+        };
+        *counted += 1;
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.handshake + self.idle + self.request + self.write + self.exchange
+    }
+}
+
 struct Entry {
     deadline_ms: u64,
     wait: Wait,
@@ -70,7 +105,7 @@ pub struct Deadlines {
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<usize>>,
     open: Cell<usize>,
-    expired_count: Cell<u64>,
+    expired: Cell<Expired>,
 }
 
 impl Deadlines {
@@ -83,7 +118,7 @@ impl Deadlines {
             entries: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
             open: Cell::new(0),
-            expired_count: Cell::new(0),
+            expired: Cell::default(),
         })
     }
 
@@ -119,8 +154,8 @@ impl Deadlines {
     }
 
     /// How many connections were cut because something took too long.
-    pub fn expired_count(&self) -> u64 {
-        self.expired_count.get()
+    pub fn expired(&self) -> Expired {
+        self.expired.get()
     }
 
     /// Whether connections are to close as soon as they have answered.
@@ -133,16 +168,16 @@ impl Deadlines {
     /// fixed point and never goes back.
     pub fn sweep(&self, now_ms: u64) {
         self.now_ms.set(now_ms);
+        let mut expired = self.expired.get();
         for entry in self.entries.borrow_mut().iter_mut() {
             if entry.deadline_ms <= now_ms {
                 entry.deadline_ms = u64::MAX;
                 entry.expired = Some(entry.wait);
-                if entry.wait != Wait::Linger {
-                    self.expired_count.set(self.expired_count.get() + 1);
-                }
+                expired.count(entry.wait);
                 cut(entry);
             }
         }
+        self.expired.set(expired);
     }
 
     /// Lets no connection wait for a next request any more.

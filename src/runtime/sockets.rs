@@ -113,11 +113,17 @@ impl Life {
     }
 }
 
+/// How many connections a listener gives out before the core gets a turn for its other
+/// tasks: where connections are there already, accepting does not wait, and a storm of
+/// them would stall the core.
+const ACCEPTS_PER_TURN: u32 = 16;
+
 /// Accepts connections on one core.
 pub struct Listener {
     raw: backend::RawListener,
     life: Life,
     closed: Rc<Cell<bool>>,
+    accepted: Cell<u32>,
 }
 
 impl Listener {
@@ -128,6 +134,7 @@ impl Listener {
             raw,
             life: Life::new(fd),
             closed: Rc::default(),
+            accepted: Cell::new(0),
         })
     }
 
@@ -138,6 +145,11 @@ impl Listener {
     /// with the kernel's error when the connection was gone already or no descriptor is
     /// left. Must not be dropped while pending.
     pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+        self.accepted.set(self.accepted.get() + 1);
+        if self.accepted.get() > ACCEPTS_PER_TURN {
+            self.accepted.set(0);
+            super::yield_to_io().await;
+        }
         let pending = PendingIo::new("accept");
         let accepted = self.raw.accept().await;
         pending.finish();
@@ -359,6 +371,13 @@ impl Stream {
     pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         SockRef::from(&self.fd()).send_with_flags(bytes, flags)
+    }
+
+    /// Throws away a little of what has arrived already, without waiting: closing a socket
+    /// that holds unread bytes resets the connection.
+    pub fn discard_now(&mut self) {
+        let mut discarded = [std::mem::MaybeUninit::<u8>::uninit(); 4096];
+        let _ = SockRef::from(&self.fd()).recv_with_flags(&mut discarded, libc::MSG_DONTWAIT);
     }
 
     /// Writes all of `parts`, in order, without copying them together. Must not be

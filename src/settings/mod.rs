@@ -337,9 +337,21 @@ impl Given {
                 crate::duration::GoText(settings.tombstone_ttl)
             )));
         }
+        let least = BUFFERED_BODIES_MIN * settings.body_limit.0;
+        if settings.buffer_limit.0 < least {
+            return Err(SettingsError(format!(
+                "HYPERCACHE_BUFFER_LIMIT={}: expected at least {BUFFERED_BODIES_MIN} times \
+                 HYPERCACHE_BODY_LIMIT, {least} bytes, or large requests could never be served",
+                settings.buffer_limit.0
+            )));
+        }
         Ok(settings)
     }
 }
+
+/// How many of the largest bodies must find room: a batch request takes three times its
+/// body, and a part of the room is for small requests only.
+const BUFFERED_BODIES_MIN: u64 = 4;
 
 #[cfg(test)]
 mod tests;

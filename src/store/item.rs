@@ -317,6 +317,14 @@ impl ItemBox {
         self.shape().charge()
     }
 
+    /// The value, if others have a share of it too.
+    pub(super) fn lent(&self) -> Option<Arc<[u8]>> {
+        match self.value() {
+            ValueView::Shared(shared) if Arc::strong_count(shared) > 1 => Some(Arc::clone(shared)),
+            _ => None,
+        }
+    }
+
     /// The key.
     #[inline]
     pub(super) fn key(&self) -> &[u8] {

@@ -29,6 +29,7 @@
 
 use std::fmt;
 use std::mem::size_of;
+use std::sync::Arc;
 
 use super::digest::Digest;
 use super::eviction::{EvictionPolicy, Evictor, Policy};
@@ -139,6 +140,9 @@ pub struct Shard {
     charge_max: usize,
     tombstones_max: usize,
     stats: ShardStats,
+    /// Values that are gone from here while readers still had a share of them.
+    lent: Vec<Arc<[u8]>>,
+    lent_bytes: usize,
 }
 
 impl Shard {
@@ -167,6 +171,8 @@ impl Shard {
             charge_max: config.bytes_max / ITEM_SHARE,
             tombstones_max: config.tombstones_max.clamp(1, ITEMS_LIMIT),
             stats: ShardStats::default(),
+            lent: Vec::new(),
+            lent_bytes: 0,
         };
         let bytes_min = FIXED_SHARE * (shard.bytes() + Slab::bytes_min());
         if config.bytes_max < bytes_min {
@@ -407,7 +413,7 @@ impl Shard {
         self.item_bytes -= old.charge();
         self.partitions
             .replaced(partition, old.digest(), new_digest);
-        drop(old);
+        self.let_go(old);
         if keeps_place {
             self.policy.access(&mut self.slab, id);
             if self.bytes() <= self.bytes_max {
@@ -482,9 +488,34 @@ impl Shard {
     /// Frees an item that is in no list and not in the wheel; returns its charge.
     fn forget(&mut self, id: ItemId) -> usize {
         self.partitions.remove(&self.slab, id);
-        let charge = self.slab.remove(id).charge();
+        let item = self.slab.remove(id);
+        let charge = item.charge();
         self.item_bytes -= charge;
+        self.let_go(item);
         charge
+    }
+
+    /// Drops an item; a value that readers still have a share of is remembered.
+    fn let_go(&mut self, item: ItemBox) {
+        if let Some(value) = item.lent() {
+            self.lent_bytes += value.len();
+            self.lent.push(value);
+        }
+    }
+
+    /// Bytes of values that are gone from here while readers had a share of them, as of
+    /// the last [`Shard::collect_lent`] at least.
+    pub fn lent_bytes(&self) -> usize {
+        self.lent_bytes
+    }
+
+    /// Forgets the values that readers are done with.
+    pub fn collect_lent(&mut self) {
+        self.lent.retain(|value| Arc::strong_count(value) > 1);
+        self.lent_bytes = self.lent.iter().map(|value| value.len()).sum();
+        if self.lent.is_empty() {
+            self.lent = Vec::new();
+        }
     }
 }
 

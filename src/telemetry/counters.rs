@@ -62,6 +62,16 @@ pub struct CoreCounters {
     pub connections_open: Cell,
     /// Connections cut because the client took too long.
     pub connections_expired: Cell,
+    /// Those of them that brought no next request.
+    pub connections_expired_idle: Cell,
+    /// Those of them whose request did not arrive whole.
+    pub connections_expired_request: Cell,
+    /// Those of them that did not take their answer.
+    pub connections_expired_write: Cell,
+    /// Bytes of requests and answers under way.
+    pub buffered_bytes: Cell,
+    /// Requests refused because there were too many of these.
+    pub requests_crowded: Cell,
     /// Batches of operations sent to other cores.
     pub batches_sent: Cell,
     /// Operations carried out for other cores.

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::counters::{Cell, CoreCounters};
 use super::security::{SecurityCounters, Shared};
+use crate::buffers::Pool;
 
 /// Facts about the process that do not change while it runs.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct ProcessFacts {
     pub cores_reason: String,
     /// Bytes the shards together may hold.
     pub memory_limit_bytes: u64,
+    /// Bytes one client connection may have under way at most.
+    pub connection_bytes_max: u64,
 }
 
 struct Metric {
@@ -132,6 +135,32 @@ const TABLE: &[Metric] = &[
         "connections_expired",
         "Client connections cut for being too slow",
         |c| &c.connections_expired,
+    ),
+    counter(
+        "connections_expired_idle",
+        "Client connections closed for bringing no next request in time",
+        |c| &c.connections_expired_idle,
+    ),
+    counter(
+        "connections_expired_request",
+        "Client connections cut because a request did not arrive whole in time",
+        |c| &c.connections_expired_request,
+    ),
+    counter(
+        "connections_expired_write",
+        "Client connections cut because answers were not taken in time",
+        |c| &c.connections_expired_write,
+    ),
+    gauge(
+        "buffered",
+        "What requests and answers of clients take while under way",
+        Some(Unit::Bytes),
+        |c| &c.buffered_bytes,
+    ),
+    counter(
+        "requests_crowded",
+        "Requests refused because too many bytes of others were under way",
+        |c| &c.requests_crowded,
     ),
     counter(
         "batches_sent",
@@ -296,12 +325,14 @@ impl Exposition {
         facts: ProcessFacts,
         cores: Vec<Arc<CoreCounters>>,
         security: Arc<SecurityCounters>,
+        buffers: Arc<Pool>,
     ) -> Self {
         let mut registry = Registry::with_prefix("hypercache");
         registry.register_collector(Box::new(NodeCollector {
             facts,
             cores,
             security,
+            buffers,
         }));
         Self { registry }
     }
@@ -323,6 +354,7 @@ struct NodeCollector {
     facts: ProcessFacts,
     cores: Vec<Arc<CoreCounters>>,
     security: Arc<SecurityCounters>,
+    buffers: Arc<Pool>,
 }
 
 impl Collector for NodeCollector {
@@ -362,6 +394,36 @@ impl Collector for NodeCollector {
                 MetricType::Gauge,
             )?
             .encode_gauge(&facts.memory_limit_bytes)?;
+        let buffers = [
+            (
+                "buffer_limit",
+                "What requests and answers of all clients may take while under way",
+                self.buffers.limit() as u64,
+            ),
+            (
+                "buffer_taken",
+                "What cores have taken of it, in chunks",
+                self.buffers.taken() as u64,
+            ),
+            (
+                "connection_buffer_max",
+                "What requests and answers of one client connection may take at most",
+                facts.connection_bytes_max,
+            ),
+        ];
+        for (name, help, bytes) in buffers {
+            encoder
+                .encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?
+                .encode_gauge(&bytes)?;
+        }
+        encoder
+            .encode_descriptor(
+                "copies_refused",
+                "Values not copied between cores because too many bytes were under way",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&(self.buffers.rations_refused() as u64), None)?;
         for metric in NODE_TABLE {
             let value = (metric.read)(&self.security).get();
             let unit = metric.unit.as_ref();
@@ -409,13 +471,14 @@ mod tests {
             pinned: true,
             cores_reason: "the mask is ours".to_owned(),
             memory_limit_bytes: 1024,
+            connection_bytes_max: 1,
         };
         let cores = vec![
             Arc::new(CoreCounters::default()),
             Arc::new(CoreCounters::default()),
         ];
         cores[1].requests.add(3);
-        let text = Exposition::new(facts, cores, Arc::default())
+        let text = Exposition::new(facts, cores, Arc::default(), Pool::unlimited())
             .render()
             .unwrap();
         assert!(

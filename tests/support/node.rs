@@ -133,6 +133,10 @@ impl Node {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("the node ends")
     }
