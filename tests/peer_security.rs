@@ -252,3 +252,33 @@ fn the_token_of_peers_is_replaced_while_clients_write() {
         0
     );
 }
+
+#[test]
+fn a_cluster_goes_over_to_tls_in_steps_whose_neighbours_speak_to_each_other() {
+    let (folder, authority) = (Folder::new(), Authority::new("cluster"));
+    install(&folder, &authority.node(&[NAME]));
+    folder.file("ca.pem", &authority.pem());
+    for step in [
+        ["off", "accept"],
+        ["accept", "prefer"],
+        ["prefer", "require"],
+    ] {
+        let mut cluster = Cluster::prepare(3, &[]);
+        for node in 0..3 {
+            let mode = step[usize::from(node > 0)];
+            let mut settings = env(&folder);
+            settings.push(("HYPERCACHE_PEER_TLS_SERVER_NAME", NAME.to_owned()));
+            settings.push(("HYPERCACHE_PEER_TLS_MODE", mode.to_owned()));
+            if mode == "off" {
+                settings.clear();
+            }
+            cluster.launch_with(node, &borrowed(&settings));
+        }
+        cluster.settle();
+        while_clients_write(&cluster, || {});
+        let tls: u64 = (0..3)
+            .map(|node| counted(&cluster, node, "hypercache_handshakes_total"))
+            .sum();
+        assert_eq!(tls > 0, step[1] != "accept", "{step:?}");
+    }
+}

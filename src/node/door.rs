@@ -58,11 +58,7 @@ impl Visitor {
             caller: Caller::new(true, common_name),
             entrance,
             certificates: certificates.to_vec(),
-            // A session that goes on is not verified in its handshake.
-            good_under: Cell::new(match stream.is_resumed() {
-                true => 0,
-                false => security.number,
-            }),
+            good_under: Cell::new(security.number),
         }
     }
 

@@ -317,6 +317,11 @@ fn warn_of_what_is_open(settings: &Settings, security: &Security) {
     if !access.token.is_set() && access.tls.is_none() && !settings.seeds.is_empty() {
         tracing::warn!("no peer token is configured: whoever reaches the peer listener may write");
     }
+    if security.peers_in_the_clear {
+        tracing::warn!(
+            "peers are served in the clear too: a step to HYPERCACHE_PEER_TLS_MODE=require"
+        );
+    }
 }
 
 fn plan_cores(settings: &Settings) -> Result<CorePlan, StartError> {

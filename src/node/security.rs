@@ -36,7 +36,7 @@ use crate::auth::{Identity, Outcome, Policy};
 use crate::peer::client::{Access, TlsAccess};
 use crate::peer::token::PeerToken;
 use crate::runtime::Sender;
-use crate::settings::security::{self as settings, NamedFile};
+use crate::settings::security::{self as settings, NamedFile, PeerMode};
 use crate::telemetry::security::SecurityCounters;
 use crate::tls::config::ConfigError;
 use crate::tls::{self, ClientAuth, ClientVerifier, ServerTls};
@@ -74,6 +74,8 @@ pub struct Security {
     api_tls: Option<ServerTls>,
     mgmt_tls: Option<ServerTls>,
     peer_tls: Option<ServerTls>,
+    /// Whether peers are served in the clear although there is TLS for them.
+    pub peers_in_the_clear: bool,
 }
 
 impl Security {
@@ -237,8 +239,11 @@ impl Loader {
                 let named = [&tls.certificate, &tls.key, &tls.ca];
                 match files.unchanged(former, &named) {
                     Some(former) => (former.peer_tls.clone(), former.peer_access.tls.clone()),
-                    None => peers_tls(files, tls)
-                        .map(|(server, client)| (Some(server), Some(client)))?,
+                    None => {
+                        let (server, access) = peers_tls(files, tls)?;
+                        let speaks = tls.mode != PeerMode::Accept;
+                        (Some(server), speaks.then_some(access))
+                    }
                 }
             }
         };
@@ -253,6 +258,10 @@ impl Loader {
             api_tls: listener(&settings.api_tls, Entrance::Client)?,
             mgmt_tls: listener(&settings.mgmt_tls, Entrance::Management)?,
             peer_tls,
+            peers_in_the_clear: settings
+                .peer_tls
+                .as_ref()
+                .is_some_and(|tls| tls.mode != PeerMode::Require),
         })
     }
 

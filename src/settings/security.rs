@@ -58,6 +58,18 @@ pub struct ListenerTls {
     pub client_required: bool,
 }
 
+/// Whom a node with TLS between nodes serves, and how it speaks to them. A running cluster
+/// goes from none to [`PeerMode::Require`] by way of both others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerMode {
+    /// Only under TLS.
+    Require,
+    /// Serves both, speaks TLS.
+    Prefer,
+    /// Serves both, speaks in the clear.
+    Accept,
+}
+
 /// What TLS between nodes is made of.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -65,6 +77,7 @@ pub struct PeerTls {
     pub certificate: NamedFile,
     pub key: NamedFile,
     pub ca: NamedFile,
+    pub mode: PeerMode,
     pub server_name: Option<ServerName<'static>>,
 }
 
@@ -229,6 +242,12 @@ fn listener(
 
 fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
     const SERVER_NAME: &str = "HYPERCACHE_PEER_TLS_SERVER_NAME";
+    let mode = given.get("HYPERCACHE_PEER_TLS_MODE", |mode| match mode {
+        "require" => Some(PeerMode::Require),
+        "prefer" => Some(PeerMode::Prefer),
+        "accept" => Some(PeerMode::Accept),
+        _ => None,
+    })?;
     let server_name = given.get(SERVER_NAME, |name| match name {
         "" => Some(None),
         name => ServerName::try_from(name.to_owned()).ok().map(Some),
@@ -251,6 +270,7 @@ fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
         certificate,
         key,
         ca,
+        mode,
         server_name,
     }))
 }
