@@ -1030,7 +1030,10 @@ impl Service for Rc<Core> {
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {
         if turn.has_gaps() {
-            self.complete(link, &mut turn.exchange).await;
+            if !turn.is_closing_gaps() {
+                self.complete(link, &mut turn.exchange).await;
+            }
+            turn.answers.room = self.common.buffers.answer_room();
             let view = self.view();
             turn.close_gaps(&self.api.facts, &view, &self.date.get(), wall_time());
         }
@@ -1059,6 +1062,7 @@ impl Service for Rc<Core> {
                     }
                 };
                 self.complete(link, &mut turn.exchange).await;
+                turn.answers.room = self.common.buffers.answer_room();
                 let view = self.view();
                 let Turn {
                     answers, exchange, ..
