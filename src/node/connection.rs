@@ -288,7 +288,7 @@ impl<S: Service, T: Transport> Serving<S, T> {
                         return false;
                     }
                     self.input.timed = false;
-                    self.service.verify(&self.link, authorization).await;
+                    Box::pin(self.service.verify(&self.link, authorization)).await;
                     continue;
                 }
             };
@@ -340,7 +340,8 @@ impl<S: Service, T: Transport> Serving<S, T> {
             return false;
         }
         self.account.hold(self.held(turn) + weight);
-        self.service.run(&self.link, job, turn).await;
+        // In a box: a connection that waits would have to have room for it.
+        Box::pin(self.service.run(&self.link, job, turn)).await;
         self.account.hold(self.held(turn));
         true
     }

@@ -22,7 +22,10 @@ fn whatever_is_too_large_to_be_a_request_is_refused_at_once_and_counted() {
         (414, get(&long(20_000))),
         (
             414,
-            get(&format!("/v1/cache/keys?q={} HTTP/1.1\r\n", long(9000))),
+            get(&format!(
+                "/v1/cache/keys?q={} HTTP/1.1\r\nHost: x\r\n\r\n",
+                long(9000)
+            )),
         ),
         (
             431,
