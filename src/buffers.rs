@@ -42,6 +42,10 @@ pub const SMALL_BYTES_MAX: usize = 16 << 10;
 /// How large an answer may be at any time.
 pub const ANSWER_BYTES_ALWAYS: usize = 4 << 10;
 
+/// What the answers of one turn may take, intermediate forms included: the largest answer
+/// to a batch, twice.
+pub const ANSWER_BYTES_MAX: usize = 128 << 20;
+
 /// A pool keeps one part in this many for small needs.
 const RESERVE_SHARE: usize = 8;
 
@@ -292,10 +296,12 @@ impl Buffers {
         }
     }
 
-    /// How much a turn's answers may take now: never less than [`ANSWER_BYTES_ALWAYS`].
+    /// How much a turn's answers may take now: never less than [`ANSWER_BYTES_ALWAYS`],
+    /// never more than [`ANSWER_BYTES_MAX`].
     #[inline]
     pub fn answer_room(&self) -> usize {
         self.room(false)
+            .min(ANSWER_BYTES_MAX)
             .max(self.room(true).min(SMALL_BYTES_MAX))
             .max(ANSWER_BYTES_ALWAYS)
     }

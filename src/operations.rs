@@ -190,6 +190,8 @@ pub struct Batch {
     slot: u32,
     arena: Vec<u8>,
     operations: Vec<StoredOperation>,
+    /// How much of the arena was there before outcomes came.
+    asked_bytes: usize,
     ration: Ration,
 }
 
@@ -248,6 +250,22 @@ impl Batch {
                     .map(|()| Carried::Copied(append(arena, bytes))),
             }
         }));
+    }
+
+    /// Whether a value was not copied because there was no room.
+    fn is_crowded(&self) -> bool {
+        let mut outcomes = self.operations.iter().map(|operation| &operation.outcome);
+        outcomes.any(|outcome| matches!(outcome, Some(Outcome::Crowded)))
+    }
+
+    /// Forgets the outcomes, but not what was asked.
+    fn ask_again(&mut self) {
+        self.arena.truncate(self.asked_bytes);
+        self.arena.shrink_to_fit();
+        self.ration.release();
+        for operation in &mut self.operations {
+            operation.outcome = None;
+        }
     }
 
     fn clear(&mut self) {
@@ -383,6 +401,7 @@ impl Exchange {
                 slot,
                 arena: Vec::new(),
                 operations: Vec::new(),
+                asked_bytes: 0,
                 ration: Ration::new(Arc::clone(allotment)),
             }),
         };
@@ -394,7 +413,8 @@ impl Exchange {
     /// Takes the batch in `slot` (below [`Exchange::batch_count`]) to be sent;
     /// no operation can be added to it any more.
     pub fn take(&mut self, slot: usize) -> Option<Box<Batch>> {
-        let batch = self.batches.get_mut(slot)?.take()?;
+        let mut batch = self.batches.get_mut(slot)?.take()?;
+        batch.asked_bytes = batch.arena.len();
         let open = &mut self.open[batch.target.index()];
         if *open == Some(slot as u32) {
             *open = None;
@@ -438,6 +458,22 @@ impl Exchange {
             Outcome::Joining => Outcome::Joining,
         };
         Some((&batch.arena[operation.key.clone()], outcome))
+    }
+
+    /// Whether values were not copied because there was no room.
+    pub fn is_crowded(&self) -> bool {
+        self.batches
+            .iter()
+            .flatten()
+            .any(|batch| batch.is_crowded())
+    }
+
+    /// Forgets all outcomes, and gives back what was taken for copies: the batches can be
+    /// taken and sent again.
+    pub fn ask_again(&mut self) {
+        for batch in self.batches.iter_mut().flatten() {
+            batch.ask_again();
+        }
     }
 
     /// Forgets all operations and outcomes; keeps small boxes for the next round.

@@ -41,10 +41,6 @@ const ITEM_BYTES: usize = 256;
 /// The least text of an item: `"",`.
 const ITEM_TEXT_MIN: usize = 3;
 
-/// How many times its size an answer takes while it is written: again behind its head,
-/// in vectors that grew by doubling.
-const ANSWER_FACTOR: usize = 3;
-
 /// How deeply arrays and objects may nest in a batch body.
 const NESTING_MAX: usize = 32;
 
@@ -358,7 +354,8 @@ impl Request {
             if out.len() > RESPONSE_BYTES_MAX {
                 return Err(answer_too_large());
             }
-            if out.len() > writer.answers.room / ANSWER_FACTOR {
+            // It is there twice when it is put behind its head.
+            if !writer.answers.has_room_for(2 * out.len()) {
                 return Err(ApiError::crowded());
             }
         }

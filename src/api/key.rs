@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::owners::{OwnerIds, origin_name};
-use super::{Api, ApiError, Moment, Turn, Writer, key_text};
+use super::{Answers, Api, ApiError, Moment, Turn, Writer, key_text};
 use crate::clock::UnixMs;
 use crate::cluster::{Coordinator, View};
 use crate::duration::GoDuration;
@@ -240,12 +240,14 @@ impl Render {
     ) {
         match (self, outcome) {
             (Self::Octets, Outcome::Found(found)) => match found.value {
-                ValueView::Bytes(bytes) if bytes.len() > writer.answers.room => writer.crowded(),
+                ValueView::Bytes(bytes) if !writer.answers.has_room_for(bytes.len()) => {
+                    writer.crowded();
+                }
                 value => writer.octets(value),
             },
             (_, Outcome::Missing) => writer.error(&ApiError::not_found("key not found")),
             (Self::Envelope, Outcome::Found(found))
-                if found.value.bytes().len() > writer.answers.room / ENVELOPE_FACTOR =>
+                if !has_room_for_envelope(writer.answers, found.value) =>
             {
                 writer.crowded();
             }
@@ -299,9 +301,13 @@ impl Render {
     }
 }
 
-/// How many times a value's size its envelope takes while it is written: base64, in the
-/// JSON and again behind its head, in vectors that grew by doubling.
-const ENVELOPE_FACTOR: usize = 4;
+/// A small envelope goes wherever its value would; a large one takes three times its
+/// value while it is written, because it is base64, and once more put behind its head.
+fn has_room_for_envelope(answers: &Answers, value: ValueView<'_>) -> bool {
+    let bytes = value.bytes().len();
+    let factor = if bytes < SHARED_VALUE_BYTES { 1 } else { 3 };
+    answers.has_room_for(factor * bytes)
+}
 
 /// The answer to HEAD: everything about the item but its bytes.
 fn metadata(writer: &mut Writer<'_>, key: &[u8], found: &Found<ValueView<'_>>, now: UnixMs) {

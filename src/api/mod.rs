@@ -306,7 +306,9 @@ impl Writer<'_> {
             Ok(()) => self.respond(status, "application/json", &scratch, &[]),
             Err(error) => self.error(&error),
         }
-        self.answers.scratch = scratch;
+        if scratch.capacity() <= turn::TURN_BYTES_KEPT {
+            self.answers.scratch = scratch;
+        }
     }
 
     /// The answer to a request that is refused for want of room.

@@ -15,14 +15,13 @@ use crate::api::key;
 use crate::clock::UnixMs;
 use crate::cluster::View;
 use crate::http::{Connection, HttpDate};
-use crate::operations::{Exchange, Outcome, Ticket};
+use crate::operations::{Exchange, Ticket};
 use crate::store::ValueView;
 
 /// Response bytes in order, with large bodies by reference.
 #[derive(Debug)]
 pub struct Answers {
-    /// How much may be built at once here: what one answer may take, its intermediate
-    /// forms included.
+    /// How much may be built here, the intermediate forms of answers included.
     pub room: usize,
     /// How many requests were refused for want of room.
     pub refused: u64,
@@ -62,6 +61,13 @@ impl Answers {
     #[inline]
     fn held(&self) -> usize {
         self.bytes.capacity() + self.scratch.capacity()
+    }
+
+    /// Whether an answer that takes this many bytes of its own may join those that are
+    /// here.
+    #[inline]
+    pub fn has_room_for(&self, bytes: usize) -> bool {
+        self.bytes.len() + bytes <= self.room
     }
 
     /// How many bytes will go out.
@@ -129,6 +135,14 @@ struct Gap {
     connection: Connection,
 }
 
+/// How far the gaps of a turn are closed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    gap: usize,
+    at: usize,
+    shared: usize,
+}
+
 /// One batch of pipelined requests being answered.
 #[derive(Debug)]
 pub struct Turn {
@@ -137,7 +151,9 @@ pub struct Turn {
     /// What other cores are asked.
     pub exchange: Exchange,
     gaps: Vec<Gap>,
-    merged: Answers,
+    /// While gaps are closed: the answers between them.
+    parts: Answers,
+    closing: Option<Cursor>,
     /// Whether the connection closes after these answers.
     pub closes: bool,
     /// Whether the answer goes on after what is there.
@@ -153,7 +169,8 @@ impl Turn {
             answers: Answers::default(),
             exchange,
             gaps: Vec::new(),
-            merged: Answers::default(),
+            parts: Answers::default(),
+            closing: None,
             closes: false,
             streams: false,
             now: None,
@@ -164,7 +181,7 @@ impl Turn {
     /// it, and without batches that are away.
     #[inline]
     pub fn held(&self) -> usize {
-        self.answers.held() + self.merged.held() + self.exchange.held()
+        self.answers.held() + self.parts.held() + self.exchange.held()
     }
 
     /// Whether some answers wait for other cores.
@@ -183,7 +200,9 @@ impl Turn {
         });
     }
 
-    /// Puts the outcomes, which must all be home, into their places.
+    /// Puts outcomes, which must all be home, into their places, until there are as many
+    /// bytes as one write takes: if there are still gaps then, the answers are to be
+    /// written, and this called again.
     pub fn close_gaps(
         &mut self,
         facts: &super::NodeFacts,
@@ -195,18 +214,25 @@ impl Turn {
             answers,
             exchange,
             gaps,
-            merged,
+            parts,
+            closing,
             ..
         } = self;
-        let mut from = 0;
-        let mut next_shared = 0;
-        merged.room = answers.room;
-        merged.refused = answers.refused;
-        for gap in gaps.drain(..) {
-            merged.append_from(answers, from, gap.at, &mut next_shared);
-            from = gap.at;
+        let cursor = closing.get_or_insert_with(|| {
+            std::mem::swap(answers, parts);
+            answers.room = parts.room;
+            answers.refused = std::mem::take(&mut parts.refused);
+            Cursor::default()
+        });
+        while let Some(gap) = gaps.get(cursor.gap) {
+            if answers.len() > TURN_BYTES_MAX {
+                return;
+            }
+            answers.append_from(parts, cursor.at, gap.at, &mut cursor.shared);
+            cursor.at = gap.at;
+            cursor.gap += 1;
             let mut writer = super::Writer {
-                answers: merged,
+                answers,
                 facts,
                 view,
                 date,
@@ -214,22 +240,28 @@ impl Turn {
                 head_only: matches!(gap.render, key::Render::Head),
             };
             match exchange.outcome(gap.ticket) {
-                Some((_, Outcome::Found(_)))
-                    if writer.answers.bytes.len() > writer.answers.room =>
-                {
-                    writer.crowded();
-                }
                 Some((key, outcome)) => gap.render.answer(&mut writer, key, outcome, now),
                 None => writer.error(&super::ApiError::internal("the owning core did not answer")),
             }
         }
-        let end = answers.bytes.len();
-        merged.append_from(answers, from, end, &mut next_shared);
-        std::mem::swap(answers, merged);
-        merged.clear(TURN_BYTES_KEPT);
+        let end = parts.bytes.len();
+        answers.append_from(parts, cursor.at, end, &mut cursor.shared);
+        parts.clear(TURN_BYTES_KEPT);
+        gaps.clear();
+        *closing = None;
         exchange.reset();
     }
+
+    /// Whether the outcomes are home and some of them are in their places.
+    #[inline]
+    pub fn is_closing_gaps(&self) -> bool {
+        self.closing.is_some()
+    }
 }
+
+/// A turn with this many bytes of answers is written before more is handled; with fewer
+/// while the node has much under way.
+pub const TURN_BYTES_MAX: usize = 256 << 10;
 
 /// Turn buffers larger than this are given back between turns.
 pub const TURN_BYTES_KEPT: usize = 64 << 10;

@@ -34,12 +34,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::input::{Filled, INPUT_BYTES_IDLE, Input, Step};
-use crate::api::batch::{COPIES_BYTES_MAX, RESPONSE_BYTES_MAX};
+use crate::api::batch::COPIES_BYTES_MAX;
 use crate::api::turn::TURN_BYTES_KEPT;
 use crate::api::{Answers, ApiError, Turn};
-use crate::buffers::{Account, Buffers};
+use crate::buffers::{ANSWER_BYTES_MAX, Account, Buffers};
 use crate::http::{self, Head};
-use crate::runtime::{Segment, Transport, Wait, Watch};
+use crate::runtime::{self, Segment, Transport, Wait, Watch};
 
 /// What a connection allows.
 #[derive(Clone, Debug)]
@@ -52,18 +52,14 @@ pub struct Limits {
 
 impl Limits {
     /// What one connection may hold at most: a batch request, once as it came and twice
-    /// for the cores that carry it out, the values copied for it and its answer, which
-    /// is put together behind it; or less.
+    /// for the cores that carry it out, the values copied for it and its answer; anything
+    /// else takes less.
     pub fn connection_bytes_max(&self) -> usize {
         let body = self.request.body_bytes_max as usize;
         let input = 2 * (self.request.head_bytes_max + body);
-        input + 2 * body + COPIES_BYTES_MAX + 2 * RESPONSE_BYTES_MAX + TURN_BYTES_MAX
+        input + 2 * body + COPIES_BYTES_MAX + ANSWER_BYTES_MAX
     }
 }
-
-/// A turn with this many bytes of answers is written before more is handled; with fewer
-/// while the node has much under way.
-pub(super) const TURN_BYTES_MAX: usize = 256 << 10;
 
 /// How many turns wait for the next connection that has something to do.
 const TURNS_KEPT: usize = 32;
@@ -148,7 +144,8 @@ pub trait Service {
     /// Answers with an error and marks the connection as closing.
     fn refuse(&self, error: &ApiError, turn: &mut Turn);
 
-    /// Completes the answers that wait for other cores.
+    /// Completes the answers that wait for other cores, or as many of them as one write
+    /// takes: if there are gaps left, this is called again once they are written.
     fn settle(&self, link: &Self::Link, turn: &mut Turn) -> impl Future<Output = ()>;
 
     /// How much memory a job takes while it is done, beside its answer.
@@ -256,36 +253,48 @@ impl<S: Service, T: Transport> Serving<S, T> {
                 Step::NeedMore => false,
                 Step::Flush => true,
                 Step::Continue => {
-                    self.service.settle(&self.link, turn).await;
+                    if !self.settle(turn).await {
+                        return false;
+                    }
                     turn.answers.bytes.extend_from_slice(http::CONTINUE);
                     false
                 }
-                Step::Run(job) => self.run(job, turn).await,
+                Step::Run(job) => {
+                    if !self.settle(turn).await {
+                        return false;
+                    }
+                    self.run(job, turn).await
+                }
                 Step::Refuse(error) => {
-                    self.service.settle(&self.link, turn).await;
+                    if !self.settle(turn).await {
+                        return false;
+                    }
                     self.service.refuse(&error, turn);
                     false
                 }
                 Step::Crowded => {
-                    self.service.settle(&self.link, turn).await;
+                    if !self.settle(turn).await {
+                        return false;
+                    }
                     self.refuse_crowded(turn);
                     false
                 }
                 Step::Verify(authorization) => {
-                    self.service.settle(&self.link, turn).await;
+                    if !self.settle(turn).await {
+                        return false;
+                    }
                     // It may take a while: what was answered before is not held back.
                     if !self.write(turn).await {
                         return false;
                     }
                     self.input.timed = false;
                     self.watch.wait_for(Wait::Nothing);
-                    self.service.verify(&self.link, authorization).await;
+                    Box::pin(self.service.verify(&self.link, authorization)).await;
                     continue;
                 }
             };
-            if turn.has_gaps() {
-                self.service.settle(&self.link, turn).await;
-                self.account.hold(self.held(turn));
+            if turn.has_gaps() && !self.settle(turn).await {
+                return false;
             }
             if !turn.answers.is_empty() {
                 // Writing takes over the watch: the clock of a request that is
@@ -307,17 +316,33 @@ impl<S: Service, T: Transport> Serving<S, T> {
         }
     }
 
+    /// Completes all answers that wait for other cores, and writes all but the last of
+    /// them; false when the client is gone.
+    async fn settle(&mut self, turn: &mut Turn) -> bool {
+        while turn.has_gaps() {
+            self.service.settle(&self.link, turn).await;
+            self.account.hold(self.held(turn));
+            if turn.has_gaps() {
+                if !self.write(turn).await {
+                    return false;
+                }
+                // Each part may have taken a while to put together.
+                runtime::yield_to_io().await;
+            }
+        }
+        true
+    }
+
     /// Does a job, if there is room for it; whether there may be more to handle.
     async fn run(&mut self, job: S::Job, turn: &mut Turn) -> bool {
-        self.service.settle(&self.link, turn).await;
         let weight = self.service.weight(&job);
         if !self.account.may_grow(weight) {
             self.refuse_crowded(turn);
             return false;
         }
         self.account.hold(self.held(turn) + weight);
-        turn.answers.room = self.common.buffers.answer_room();
-        self.service.run(&self.link, job, turn).await;
+        // In a box: a connection that waits would have to have room for it.
+        Box::pin(self.service.run(&self.link, job, turn)).await;
         self.account.hold(self.held(turn));
         true
     }

@@ -63,6 +63,10 @@ use crate::tls::{self, Handshakes};
 /// How often a core looks at the clock for its housekeeping.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How much of the time between two ticks counts against clients: while a core was busy
+/// for longer it was not they who were slow.
+const BUSY_TICK_MAX: Duration = Duration::from_millis(500);
+
 /// How often a core looks after its peers: retries, hints, overdue answers.
 const CLUSTER_TICK: Duration = Duration::from_millis(20);
 
@@ -257,6 +261,8 @@ pub struct Core {
     pub(super) peer_common: Rc<Common>,
     /// What requests may have copied by other cores and nodes.
     allotment: Arc<Allotment>,
+    /// Batches whose values found no room at first, and which get them in turn.
+    crowded: Credits,
     /// Listings of clients, and of peers, that this core has under way. Apart, because the
     /// former wait for those of other nodes.
     listings: Credits,
@@ -428,6 +434,7 @@ impl Core {
             ),
             common: Common::new(parts.limits, Buffers::new(Arc::clone(&parts.buffers))),
             allotment: Allotment::of(parts.buffers),
+            crowded: Credits::new(1),
             listings: Credits::new(SCANS_MAX),
             peer_listings: Credits::new(SCANS_MAX),
             siblings,
@@ -724,10 +731,12 @@ impl Core {
                 connection::serve(service, link, common, stream, watch).await;
             }
             Some(tls) => {
-                // What fails is counted by the handshakes.
-                if let Ok(stream) = tls::accept(stream, tls, &self.handshakes, &watch).await {
+                // What fails is counted by the handshakes. In boxes, or connections without
+                // TLS would have room for them.
+                let accepted = Box::pin(tls::accept(stream, tls, &self.handshakes, &watch)).await;
+                if let Ok(stream) = accepted {
                     let link = self.link(Visitor::over_tls(Entrance::Client, &stream, &security));
-                    connection::serve(service, link, common, stream, watch).await;
+                    Box::pin(connection::serve(service, link, common, stream, watch)).await;
                 }
             }
         }
@@ -759,8 +768,9 @@ impl Core {
     }
 
     async fn tick(self: Rc<Self>) {
-        let started = Instant::now();
-        let mut expected = started + TICK;
+        let mut clients_ms = 0;
+        let mut last = Instant::now();
+        let mut expected = last + TICK;
         loop {
             runtime::sleep(TICK).await;
             let now = Instant::now();
@@ -773,9 +783,11 @@ impl Core {
             let wall = wall_time();
             self.date.set(date_at(wall));
             self.door.set_now(wall);
-            let elapsed_ms = now.duration_since(started).as_millis() as u64;
-            self.deadlines.sweep(elapsed_ms);
-            self.peer_connections.sweep(elapsed_ms);
+            let passed = now.duration_since(last).min(BUSY_TICK_MAX);
+            clients_ms += passed.as_millis() as u64;
+            last = now;
+            self.deadlines.sweep(clients_ms);
+            self.peer_connections.sweep(clients_ms);
             loop {
                 let more = self
                     .cluster
@@ -1035,7 +1047,10 @@ impl Service for Rc<Core> {
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {
         if turn.has_gaps() {
-            self.complete(link, &mut turn.exchange).await;
+            if !turn.is_closing_gaps() {
+                self.complete(link, &mut turn.exchange).await;
+            }
+            turn.answers.room = self.common.buffers.answer_room();
             let view = self.view();
             turn.close_gaps(&self.api.facts, &view, &self.date.get(), wall_time());
         }
@@ -1064,6 +1079,14 @@ impl Service for Rc<Core> {
                     }
                 };
                 self.complete(link, &mut turn.exchange).await;
+                let in_turn = turn.exchange.is_crowded();
+                if in_turn {
+                    // Many at once, and none of them got all it needs: one after the other.
+                    turn.exchange.ask_again();
+                    self.crowded.acquire().await;
+                    self.complete(link, &mut turn.exchange).await;
+                }
+                turn.answers.room = self.common.buffers.answer_room();
                 let view = self.view();
                 let Turn {
                     answers, exchange, ..
@@ -1078,6 +1101,9 @@ impl Service for Rc<Core> {
                 };
                 request.answer(&entries, exchange, &mut writer, now);
                 turn.exchange.reset();
+                if in_turn {
+                    self.crowded.release();
+                }
             }
         }
     }

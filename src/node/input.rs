@@ -7,8 +7,8 @@
 
 use std::borrow::Cow;
 
-use super::connection::{Common, Entry, Limits, Service, TURN_BYTES_MAX};
-use crate::api::turn::TURN_BYTES_KEPT;
+use super::connection::{Common, Entry, Limits, Service};
+use crate::api::turn::{TURN_BYTES_KEPT, TURN_BYTES_MAX};
 use crate::api::{ApiError, Turn};
 use crate::buffers::Account;
 use crate::http::{self, BodyFraming, ChunkedDecoder};

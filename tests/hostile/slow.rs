@@ -74,7 +74,7 @@ fn clients_that_never_read_large_answers_are_cut_and_the_memory_is_bounded() {
         ("HYPERCACHE_WRITE_TIMEOUT", "2s"),
         ("HYPERCACHE_BUFFER_LIMIT", "64MiB"),
     ]);
-    let value = vec![b'B'; 3 * MIB];
+    let value = vec![b'B'; MIB];
     assert_eq!(node.connect().put("/v1/cache/big", &value).status, 200);
     let neighbours = Neighbours::of(&node);
     let before = resident(&node);
