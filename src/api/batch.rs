@@ -173,8 +173,8 @@ impl Visitor<'_> for WholeVisitor {
     }
 
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
-        // -2^63 and 2^63, the first beyond, are exact in 64 bits of float.
-        let fits = (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&number);
+        // 2^63, which floats can tell from what is within, but not from what is just beyond.
+        let fits = number.abs() < 9_223_372_036_854_775_808.0;
         if fits && number.fract() == 0.0 {
             Ok(Whole(number as i64))
         } else {
