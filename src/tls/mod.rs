@@ -17,3 +17,7 @@ pub mod stream;
 pub use self::config::{ClientAuth, ClientVerifier, ServerTls, client_config, server_config};
 pub use self::handshake::{HandshakeError, Handshakes, accept, accept_begun, connect};
 pub use self::stream::TlsStream;
+
+#[cfg(test)]
+#[path = "../../tests/support/certificates.rs"]
+mod certificates;

@@ -5,10 +5,7 @@ use rcgen::{BasicConstraints, DnType, ExtendedKeyUsagePurpose, IsCa, date_time_y
 
 use super::*;
 
-#[path = "../../../tests/support/certificates.rs"]
-mod certificates;
-
-use certificates::{Authority, Identity};
+use crate::tls::certificates::{Authority, Identity};
 
 const IN_2030: u64 = 1_900_000_000;
 

@@ -4,10 +4,7 @@ use rustls::version::{TLS12, TLS13};
 use super::super::config::{ClientAuth, server_config};
 use super::*;
 
-#[path = "../../../tests/support/certificates.rs"]
-mod certificates;
-
-use certificates::{Authority, client_config};
+use crate::tls::certificates::{Authority, client_config};
 
 /// Both ends of a connection, and what each has received and not taken in.
 struct Pair {
