@@ -187,7 +187,9 @@ impl Checker {
                 (503, &waiting, &target, bearer("a.b.c")),
             ];
             for (status, node, target, headers) in cases {
-                if operation["responses"].get(status.to_string()).is_none() {
+                // Only what has a body or a key to send can be slow or long.
+                let documented = operation["responses"].get(status.to_string()).is_some();
+                if !documented && [408, 414].contains(&status) {
                     continue;
                 }
                 let mut client = node.connect();
