@@ -280,33 +280,33 @@ fn oidc(given: &Given) -> Result<Option<Oidc>, SettingsError> {
     const AUDIENCE: &str = "HYPERCACHE_OIDC_AUDIENCE";
     const LEEWAY_MAX: Duration = Duration::from_secs(600);
     let claim = |variable| given.get(variable, |name| (!name.is_empty()).then(|| name.to_owned()));
-    let audience = given.text(AUDIENCE)?;
     let issuer = given.get(ISSUER, |url| match url {
         "" => Some(None),
         url => Issuer::parse(url).ok().map(Some),
     })?;
+    let audience = given.text(AUDIENCE)?;
+    let identity_claim = claim("HYPERCACHE_OIDC_IDENTITY_CLAIM")?;
+    let scope_claim = claim("HYPERCACHE_OIDC_SCOPE_CLAIM")?;
+    let leeway = given.get("HYPERCACHE_OIDC_LEEWAY", |v| {
+        value::duration(v, Duration::ZERO..=LEEWAY_MAX)
+    })?;
+    let refresh = given.get("HYPERCACHE_OIDC_REFRESH", |v| {
+        value::duration(v, value::MILLISECOND..=DAY)
+    })?;
     let ca = file(given, "HYPERCACHE_OIDC_CA")?;
-    let Some(issuer) = issuer else {
-        return match (audience.is_empty(), ca) {
-            (false, _) => Err(missing(AUDIENCE, ISSUER)),
-            (true, Some(ca)) => Err(missing(ca.setting, ISSUER)),
-            (true, None) => Ok(None),
-        };
-    };
-    if audience.is_empty() {
-        return Err(missing(ISSUER, AUDIENCE));
+    match (issuer, audience.is_empty(), ca) {
+        (None, false, _) => Err(missing(AUDIENCE, ISSUER)),
+        (None, true, Some(ca)) => Err(missing(ca.setting, ISSUER)),
+        (None, true, None) => Ok(None),
+        (Some(_), true, _) => Err(missing(ISSUER, AUDIENCE)),
+        (Some(issuer), false, ca) => Ok(Some(Oidc {
+            issuer,
+            audience,
+            identity_claim,
+            scope_claim,
+            leeway,
+            refresh,
+            ca,
+        })),
     }
-    Ok(Some(Oidc {
-        issuer,
-        audience,
-        identity_claim: claim("HYPERCACHE_OIDC_IDENTITY_CLAIM")?,
-        scope_claim: claim("HYPERCACHE_OIDC_SCOPE_CLAIM")?,
-        leeway: given.get("HYPERCACHE_OIDC_LEEWAY", |v| {
-            value::duration(v, Duration::ZERO..=LEEWAY_MAX)
-        })?,
-        refresh: given.get("HYPERCACHE_OIDC_REFRESH", |v| {
-            value::duration(v, value::MILLISECOND..=DAY)
-        })?,
-        ca,
-    }))
 }
