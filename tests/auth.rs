@@ -169,6 +169,31 @@ fn only_the_peer_token_or_an_admin_has_a_node_drain() {
 }
 
 #[test]
+fn peers_that_can_show_nothing_are_refused_where_clients_are_asked() {
+    let folder = Folder::new();
+    let policy = folder.file("policy.yaml", BY_SCOPE);
+    let node = Node::start(&[(POLICY, &policy)]);
+    assert!(node.has_logged_soon("peers are refused"));
+    let mut peer = Client::connect(node.serving["peer"].as_str().unwrap());
+    for (method, target) in [("GET", "/peer/v1/keys"), ("POST", "/peer/v1/membership")] {
+        let answer = peer.request(method, target, &bearer("admin"), b"");
+        answer.expect_error(401, "UNAUTHORIZED");
+    }
+    assert!(["ok", "bootstrapping"].contains(&&*peer.get("/health").text()));
+    let seeds = [
+        (POLICY, policy.as_str()),
+        ("HYPERCACHE_SEEDS", "a@10.0.0.1:7946"),
+    ];
+    let output = command(&seeds).arg("--check-config").output().unwrap();
+    assert!(!output.status.success());
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        log.contains("HYPERCACHE_PEER_TOKEN") && log.lines().count() == 1,
+        "{log}"
+    );
+}
+
+#[test]
 fn callers_are_told_who_they_are_and_what_they_may() {
     let folder = Folder::new();
     let policy = folder.file(
@@ -234,6 +259,23 @@ fn what_is_not_admitted_is_refused_before_its_body_is_received() {
         answer.expect_error(401, "UNAUTHORIZED");
         assert_eq!(answer.header("Connection"), Some("close"));
         client.expect_closed();
+    }
+    // Nor is it where anybody may ask, and nothing depends on it.
+    for target in ["/nope", "/healthz", "/v1/openapi.yaml"] {
+        for headers in [
+            "Content-Length: 4000000\r\n",
+            "Transfer-Encoding: chunked\r\n",
+        ] {
+            for method in ["GET", "POST"] {
+                let mut client = node.connect();
+                let head = format!("{method} {target} HTTP/1.1\r\nHost: t\r\n{headers}\r\n");
+                client.send(head);
+                let answer = client.answer();
+                assert!([200, 404, 405].contains(&answer.status), "{answer:?}");
+                assert_eq!(answer.header("Connection"), Some("close"));
+                client.expect_closed();
+            }
+        }
     }
     // One that is there already costs nothing to step over.
     let mut client = node.connect();
@@ -401,7 +443,11 @@ fn passwords_are_refused_in_the_clear_unless_the_policy_allows_it() {
         .request("GET", "/v1/me", &basic("olga:olga"), b"");
     answer.expect_error(401, "UNAUTHORIZED");
     assert!(answer.text().contains("TLS"), "{answer:?}");
-    assert!(answer.header("WWW-Authenticate").unwrap().contains("Basic"));
+    let challenge = answer.header("WWW-Authenticate").unwrap();
+    assert!(
+        !challenge.contains("Basic"),
+        "asks for a password in the clear"
+    );
 
     let lax = folder.file(
         "lax",
@@ -422,6 +468,8 @@ fn passwords_are_refused_in_the_clear_unless_the_policy_allows_it() {
         assert_eq!(answer.status, status, "{pair}");
         if status == 200 {
             assert_eq!(answer.json()["id"], pair.split(':').next().unwrap());
+        } else {
+            assert!(answer.header("WWW-Authenticate").unwrap().contains("Basic"));
         }
     }
 }

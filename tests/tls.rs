@@ -280,6 +280,20 @@ fn who_is_not_vouched_for_any_more_is_expelled_from_an_open_connection() {
 }
 
 #[test]
+fn who_shows_a_certificate_is_served_until_it_ends() {
+    let setup = Setup::new();
+    let node = setup.start(&[("API", MUTUAL)], &[]);
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(3);
+    let short = setup
+        .authority
+        .sign("any", &[], |params| params.not_after = soon.into());
+    let mut client = connect(&node.api, &setup.showing(&short)).unwrap();
+    assert_eq!(client.get("/v1/me").status, 200);
+    until(|| client.get("/v1/me").status == 401);
+    client.expect_closed();
+}
+
+#[test]
 fn files_that_cannot_be_used_stop_the_start_with_one_line() {
     let setup = Setup::new();
     let other = setup.authority.server(&["localhost"]);

@@ -23,6 +23,8 @@ use super::identity::{Identity, Scope};
 use super::policy::Policy;
 use super::secret::{Tag, same};
 
+/// The longest credentials that a connection remembers; longer ones are looked up each time.
+const REMEMBERED_BYTES_MAX: usize = 4 << 10;
 /// Good credentials that are remembered beyond their connection.
 const GRANTED_MAX: usize = 4096;
 /// The same for bad ones.
@@ -106,7 +108,7 @@ pub struct Caller {
 #[derive(Debug, Default)]
 struct Standing {
     policy: u64,
-    authorization: Vec<u8>,
+    authorization: Box<[u8]>,
     identity: Option<Arc<Identity>>,
     in_the_clear: bool,
     until_s: u64,
@@ -121,6 +123,11 @@ impl Caller {
             common_name,
             standing: RefCell::default(),
         }
+    }
+
+    /// Whether nobody can listen in.
+    pub fn is_encrypted(&self) -> bool {
+        self.encrypted
     }
 
     /// Who the last admitted request came from.
@@ -224,6 +231,11 @@ impl Gate {
         self.now_s.set(now_s);
     }
 
+    /// The time, in whole seconds since 1970.
+    pub fn now_s(&self) -> u64 {
+        self.now_s.get()
+    }
+
     /// The policy it goes by.
     pub fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.borrow())
@@ -257,7 +269,7 @@ impl Gate {
             Some(_) => Admission::Refused(Refusal::Forbidden(scope)),
             None => Admission::Refused(Refusal::Unauthorized {
                 in_the_clear: standing.in_the_clear,
-                takes_passwords: self.policy.borrow().has_users(),
+                takes_passwords: self.takes_passwords(caller),
             }),
         }
     }
@@ -270,19 +282,28 @@ impl Gate {
         self.admit(caller, shown, scope) == Admission::Granted
     }
 
+    fn takes_passwords(&self, caller: &Caller) -> bool {
+        let policy = self.policy.borrow();
+        policy.has_users() && (caller.encrypted || !policy.basic_needs_tls())
+    }
+
     /// Finds out who it is anew; false when that takes a check.
     #[cold]
     fn find(&self, caller: &Caller, authorization: Option<&[u8]>, standing: &mut Standing) -> bool {
         let (identity, in_the_clear, until_s) = match self.resolve(caller, authorization) {
             Resolved::Unverified => return false,
             Resolved::Known(identity, until_s) => (Some(identity), false, until_s),
-            // A verdict against it may lapse; until then nothing is asked again.
-            Resolved::Nobody { in_the_clear } => (None, in_the_clear, self.now_s.get() + 1),
+            Resolved::Nobody { in_the_clear } => (None, in_the_clear, 0),
         };
         let shown = authorization.unwrap_or_default();
-        standing.authorization.clear();
-        standing.authorization.extend_from_slice(shown);
-        standing.policy = self.number.get();
+        // Nothing is kept of what is nobody's or long: connections are many.
+        let keeps = identity.is_some() && shown.len() <= REMEMBERED_BYTES_MAX;
+        if self.open.get() || !keeps {
+            standing.authorization = Box::default();
+        } else if *standing.authorization != *shown {
+            standing.authorization = Box::from(shown);
+        }
+        standing.policy = if keeps { self.number.get() } else { 0 };
         standing.identity = identity;
         standing.in_the_clear = in_the_clear;
         standing.until_s = until_s;
@@ -453,7 +474,7 @@ mod tests {
 
     #[test]
     fn a_token_passes_with_its_scope_only_and_none_includes_another() {
-        let (gate, caller) = (gate(""), Caller::default());
+        let (gate, caller) = (gate(""), tls());
         let admit = |shown: &str, scope| gate.admit(&caller, Some(shown.as_bytes()), Some(scope));
         assert_eq!(admit("Bearer r", Scope::Read), Admission::Granted);
         assert_eq!(id(&caller), "reader");
@@ -505,7 +526,7 @@ mod tests {
         let (caller, shown) = (Caller::default(), basic("olga:pw"));
         let refused = Admission::Refused(Refusal::Unauthorized {
             in_the_clear: true,
-            takes_passwords: true,
+            takes_passwords: false,
         });
         let admitted = gate("").admit(&caller, Some(&shown), Some(Scope::Admin));
         assert_eq!(admitted, refused);

@@ -16,6 +16,8 @@ use super::secret::{Sealer, Tag};
 
 /// The identity behind a token that was given without one.
 const DEFAULT_ID: &str = "default";
+/// The cheapest there is.
+const BCRYPT_COST_MIN: u32 = 4;
 /// The most expensive bcrypt hash that is taken: it costs about a second to check.
 const BCRYPT_COST_MAX: u32 = 14;
 const NAME_CHARS_MAX: usize = 256;
@@ -27,6 +29,8 @@ pub struct User {
     pub hash: Arc<str>,
     /// Who it is.
     pub identity: Arc<Identity>,
+    /// What checking the hash costs, as bcrypt counts it.
+    cost: u32,
 }
 
 /// Whom a node knows. See the module's comment.
@@ -35,7 +39,7 @@ pub struct Policy {
     sealer: Sealer,
     tokens: HashMap<Tag, Arc<Identity>>,
     users: HashMap<String, User>,
-    /// Checked in place of a user that does not exist.
+    /// Checked in place of a user that does not exist: the dearest of the hashes.
     decoy: Option<Arc<str>>,
     certificates: HashMap<String, Arc<Identity>>,
     anonymous: Option<Arc<Identity>>,
@@ -161,10 +165,14 @@ impl Policy {
                 return Err(refuse(format!("{place}.token: another entry has the same")));
             }
         }
+        let mut dearest = 0;
         for (index, entry) in file.users.iter().enumerate() {
             let place = format!("users[{index}]");
             let user = user(&place, entry)?;
-            policy.decoy.get_or_insert_with(|| Arc::clone(&user.hash));
+            if dearest < user.cost {
+                dearest = user.cost;
+                policy.decoy = Some(Arc::clone(&user.hash));
+            }
             if policy.users.insert(entry.username.clone(), user).is_some() {
                 return Err(refuse(format!(
                     "{place}.username: another entry has the same"
@@ -269,13 +277,15 @@ fn user(place: &str, entry: &UserEntry) -> Result<User, PolicyError> {
             "{place}.password_bcrypt: expected a bcrypt hash ($2b$…)"
         ))
     })?;
-    if hash.get_cost() > BCRYPT_COST_MAX {
+    let cost = hash.get_cost();
+    if !(BCRYPT_COST_MIN..=BCRYPT_COST_MAX).contains(&cost) {
         return Err(refuse(format!(
-            "{place}.password_bcrypt: the cost is {}, expected at most {BCRYPT_COST_MAX}",
-            hash.get_cost()
+            "{place}.password_bcrypt: the cost is {cost}, \
+             expected {BCRYPT_COST_MIN} to {BCRYPT_COST_MAX}"
         )));
     }
     Ok(User {
+        cost,
         hash: Arc::from(&*entry.password_bcrypt),
         identity: identity(place, "id", &entry.id, &entry.scopes)?,
     })

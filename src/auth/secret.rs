@@ -9,6 +9,13 @@ use aws_lc_rs::{hmac, rand};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag([u8; 32]);
 
+impl Tag {
+    /// One of `lanes`, the same for the same tag.
+    pub fn lane(&self, lanes: usize) -> usize {
+        usize::from(self.0[0]) % lanes.max(1)
+    }
+}
+
 /// Makes tags; its key is drawn at random and never leaves it.
 #[derive(Clone, Debug)]
 pub struct Sealer(hmac::Key);

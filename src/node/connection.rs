@@ -107,6 +107,8 @@ impl Common {
 pub enum Entry {
     /// It may pass.
     Granted,
+    /// Anybody's may, and nothing depends on its body: that is not waited for.
+    Open,
     /// It may not.
     Denied(ApiError),
     /// Nor may any other on this connection.

@@ -11,7 +11,7 @@ use super::connection::{Common, Entry, Limits, Service};
 use crate::api::turn::{TURN_BYTES_KEPT, TURN_BYTES_MAX};
 use crate::api::{ApiError, Turn};
 use crate::buffers::Account;
-use crate::http::{self, BodyFraming, ChunkedDecoder};
+use crate::http::{self, BodyFraming, ChunkedDecoder, Head};
 use crate::runtime::{Transport, Wait, Watch};
 
 /// What an idle connection keeps for its next request.
@@ -61,6 +61,24 @@ pub(super) struct Input {
     continued: bool,
     /// Whether the clock for a whole request is running.
     pub(super) timed: bool,
+}
+
+/// Answers a request whose body does not matter and has not arrived.
+fn answer_and_close<S: Service>(
+    service: &S,
+    link: &S::Link,
+    head: Head<'_>,
+    turn: &mut Turn,
+) -> Step<S::Job> {
+    let head = Head {
+        keep_alive: false,
+        ..head
+    };
+    turn.closes = true;
+    match service.handle(link, &head, Cow::Borrowed(&[]), turn) {
+        Some(job) => Step::Run(job),
+        None => Step::NeedMore,
+    }
 }
 
 struct Chunked {
@@ -192,8 +210,10 @@ impl Input {
                 }
                 Err(error) => return Step::Refuse(error.into()),
             };
-            let denied = match service.admit(link, &head) {
-                Entry::Granted => None,
+            let entry = service.admit(link, &head);
+            let is_open = matches!(entry, Entry::Open);
+            let denied = match entry {
+                Entry::Granted | Entry::Open => None,
                 Entry::Denied(error) => Some(error),
                 Entry::Expelled(error) => return Step::Refuse(error),
                 Entry::Unverified => {
@@ -211,6 +231,9 @@ impl Input {
                         if let Some(error) = denied {
                             return Step::Refuse(error);
                         }
+                        if is_open {
+                            return answer_and_close(service, link, head, turn);
+                        }
                         let asks = head.expects_continue && self.pending() == head_len;
                         self.needed = whole;
                         return self.wait_for_body(asks);
@@ -223,6 +246,9 @@ impl Input {
                     None => {
                         if let Some(error) = denied {
                             return Step::Refuse(error);
+                        }
+                        if is_open {
+                            return answer_and_close(service, link, head, turn);
                         }
                         let asks = head.expects_continue && self.pending() == head_len;
                         self.chunked = Some(Chunked {

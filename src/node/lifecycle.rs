@@ -33,7 +33,7 @@ use super::connection::Limits;
 use super::control::{Control, ControlMessage, ControlParts};
 use super::core::{Core, Dial, Event, Message, Parts, Thread, mailbox_capacity, wall_time};
 use super::readiness::Readiness;
-use super::security::{Audience, Loaded, Loader, Security, Wake, Watcher};
+use super::security::{Audience, Entrance, Loaded, Loader, Security, Wake, Watcher};
 use super::verifying::Verifiers;
 use crate::api::{Api, NodeFacts};
 use crate::auth::secret::Sealer;
@@ -113,10 +113,12 @@ pub fn check(settings: &Settings) -> Result<(), StartError> {
     load(settings).map(|_| ())
 }
 
-fn load(settings: &Settings) -> Result<(Sealer, Loaded), StartError> {
+fn load(settings: &Settings) -> Result<Loaded, StartError> {
     let sealer = Sealer::new().ok_or_else(|| cannot("the system gives no randomness"))?;
-    let loaded = Loader::new(settings.security.clone(), sealer.clone()).load();
-    Ok((sealer, loaded.map_err(cannot)?))
+    let in_cluster = !settings.seeds.is_empty();
+    Loader::new(settings.security.clone(), sealer, in_cluster)
+        .load()
+        .map_err(cannot)
 }
 
 /// Runs a node until it is told to stop.
@@ -125,10 +127,10 @@ fn load(settings: &Settings) -> Result<(Sealer, Loaded), StartError> {
 ///
 /// When it cannot start as the settings ask; nothing was served then.
 pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
-    let (sealer, loaded) = load(settings)?;
+    let loaded = load(settings)?;
     let security = Arc::clone(&loaded.security);
     let security_counters = Arc::new(SecurityCounters::default());
-    let verifiers = Verifiers::start(&sealer, &security_counters)
+    let verifiers = Verifiers::start(&security_counters)
         .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
     let plan = plan_cores(settings)?;
     let cores = CoreCount::new(plan.cpus.len())
@@ -313,9 +315,23 @@ fn warn_of_what_is_open(settings: &Settings, security: &Security) {
             "no authentication is configured: every client may read and write everything"
         );
     }
-    let access = &security.peer_access;
-    if !access.token.is_set() && access.tls.is_none() && !settings.seeds.is_empty() {
+    let token = &security.peer_access.token;
+    let has_plain_peers = security.tls(Entrance::Peer).is_none() || security.peers_in_the_clear;
+    if has_plain_peers && security.refuses_unknown_peers() {
+        tracing::warn!("no peer token is configured: peers are refused");
+    } else if has_plain_peers && !token.is_set() && !settings.seeds.is_empty() {
         tracing::warn!("no peer token is configured: whoever reaches the peer listener may write");
+    }
+    let policy = &security.policy;
+    let (api, mgmt) = (Entrance::Client, Entrance::Management);
+    if policy.has_certificates() && security.clients(api).or(security.clients(mgmt)).is_none() {
+        tracing::warn!("cert_identities are of no use: no authorities of clients are configured");
+    }
+    if policy.has_users()
+        && policy.basic_needs_tls()
+        && security.tls(api).or(security.tls(mgmt)).is_none()
+    {
+        tracing::warn!("users are of no use: passwords are not taken without TLS");
     }
     if security.peers_in_the_clear {
         tracing::warn!(

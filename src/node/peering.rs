@@ -343,21 +343,24 @@ impl Service for PeerService {
             return expelled;
         }
         if head.path == HEALTH_PATH {
+            return Entry::Open;
+        }
+        let token = &core.dialing.access.borrow().token;
+        let is_peer = match token.is_set() {
+            true => token.admits(head.authorization),
+            // A certificate of a node, or nothing that anybody here has to show.
+            false => link.visitor.is_encrypted() || !core.door.security().refuses_unknown_peers(),
+        };
+        let drains = head.path == DRAIN_PATH.as_bytes();
+        if is_peer && (token.is_set() || !drains) {
             return Entry::Granted;
         }
-        let access = core.dialing.access.borrow();
-        let drains = head.path == DRAIN_PATH.as_bytes();
-        if access.token.is_set() || !drains {
-            if access.token.admits(head.authorization) {
-                return Entry::Granted;
-            }
-            if !drains {
-                core.counters.peer_unauthorized.add(1);
-                return Entry::Denied(ApiError::unauthorized());
-            }
+        if drains {
+            let admin = Some(Scope::Admin);
+            return core.door.admit(&link.visitor, head.authorization, admin);
         }
-        let admin = Some(Scope::Admin);
-        core.door.admit(&link.visitor, head.authorization, admin)
+        core.counters.peer_unauthorized.add(1);
+        Entry::Denied(ApiError::unauthorized())
     }
 
     async fn verify(&self, link: &Link, authorization: Vec<u8>) {
@@ -478,9 +481,7 @@ impl Service for PeerService {
                 }
             }
             PeerJob::Drain => {
-                let by = link.visitor.caller().identity();
-                let by = by.as_deref().map_or("a peer", |identity| &identity.id);
-                tracing::info!(by, "asked to drain");
+                tracing::info!("asked to drain");
                 self.0.draining.store(true, Ordering::Relaxed);
                 let _ = self.0.control.send(ControlMessage::Drain).await;
                 let date = self.0.date.get();

@@ -15,12 +15,14 @@
 //! Keys of the issuer of identity tokens come from a thread of their own
 //! ([`crate::auth::oidc`]) and put another [`Security`] in force in the same way.
 //!
-//! A file and its key may be read while they are being replaced, one old and one new:
-//! what cannot be built is only reported when it is read a second time.
+//! Files may be read while they are being replaced, half of one, or one old and its key
+//! new. So a change counts when two looks in a row have read the same; the second follows
+//! the first after [`LOOK_AGAIN`].
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -50,6 +52,8 @@ const TOKENS_MAX: usize = 64;
 const REFUSED_TOKEN_S: u64 = 2;
 /// How soon a thread is told again whose mailbox was full.
 const TELL_AGAIN: Duration = Duration::from_millis(10);
+/// How soon what has changed is read again before it counts.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The listeners of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,17 @@ pub struct Security {
 }
 
 impl Security {
+    /// Who checks the certificates of those who come to a listener, if anybody does.
+    pub fn clients(&self, entrance: Entrance) -> Option<&ClientVerifier> {
+        self.tls(entrance)?.clients.as_ref()
+    }
+
+    /// Whether peers in the clear are nobody: clients are asked who they are, and peers
+    /// have no token to show.
+    pub fn refuses_unknown_peers(&self) -> bool {
+        !self.policy.is_open() && !self.peer_access.token.is_set()
+    }
+
     /// The TLS of a listener, where it has any.
     pub fn tls(&self, entrance: Entrance) -> Option<&ServerTls> {
         let tls = match entrance {
@@ -161,12 +176,18 @@ fn read(file: &NamedFile) -> io::Result<Vec<u8>> {
 pub struct Loader {
     settings: settings::Security,
     sealer: Sealer,
+    /// Whether there are to be other nodes.
+    in_cluster: bool,
 }
 
 impl Loader {
-    /// Loads by these settings.
-    pub fn new(settings: settings::Security, sealer: Sealer) -> Self {
-        Self { settings, sealer }
+    /// Loads by these settings, for a node that is or is not to find others.
+    pub fn new(settings: settings::Security, sealer: Sealer, in_cluster: bool) -> Self {
+        Self {
+            settings,
+            sealer,
+            in_cluster,
+        }
     }
 
     fn named_files(&self) -> Vec<&NamedFile> {
@@ -247,7 +268,7 @@ impl Loader {
                 }
             }
         };
-        Ok(Security {
+        let security = Security {
             number: former.map_or(1, |(_, security)| security.number + 1),
             policy: Arc::new(policy),
             judge: former.and_then(|(_, security)| security.judge.clone()),
@@ -262,7 +283,17 @@ impl Loader {
                 .peer_tls
                 .as_ref()
                 .is_some_and(|tls| tls.mode != PeerMode::Require),
-        })
+        };
+        let has_plain_peers = security.peer_tls.is_none() || security.peers_in_the_clear;
+        if self.in_cluster && has_plain_peers && security.refuses_unknown_peers() {
+            return Err(
+                "HYPERCACHE_PEER_TOKEN is empty: expected a token, its file, or \
+                        HYPERCACHE_PEER_TLS_CERT, because clients are asked who they are and \
+                        peers could do everything"
+                    .to_owned(),
+            );
+        }
+        Ok(security)
     }
 
     fn policy(&self, files: &Files, tokens: &[String]) -> Result<Policy, String> {
@@ -375,12 +406,20 @@ pub struct Audience {
     pub control: Sender<ControlMessage>,
 }
 
+/// What was read and is not in force.
+enum Changed {
+    /// Read once.
+    Once(Files),
+    /// Read twice, and cannot be taken over.
+    Broken(Files),
+}
+
 /// What the thread that watches is woken for.
 pub enum Wake {
     /// To look at the files now.
     Look,
-    /// To take over the issuer's keys.
-    Keys(Arc<KeySet>),
+    /// To take over the issuer's keys, fetched by the fetcher with this number.
+    Keys(u64, Arc<KeySet>),
 }
 
 /// Watches the files. See the module's comment.
@@ -393,11 +432,14 @@ pub struct Watcher {
     /// For each thread, as many more references as messages wait in its mailbox.
     waiting: Vec<Arc<()>>,
     counters: Arc<SecurityCounters>,
-    /// What was broken when it was last read, and whether that was reported.
-    broken: Option<(Files, bool)>,
+    /// What was last read, where it is not in force: to be read again before it counts, or
+    /// found broken.
+    changed: Option<Changed>,
     /// What was last reported as unreadable.
     unreadable: Option<String>,
     fetcher: Option<Fetcher>,
+    /// How many fetchers there were.
+    fetchers: u64,
     /// What was counted by fetchers that came before.
     fetched_before: (u64, u64),
     wake: mpsc::Sender<Wake>,
@@ -415,9 +457,10 @@ impl Watcher {
             untold: Vec::new(),
             waiting: (0..threads).map(|_| Arc::default()).collect(),
             counters,
-            broken: None,
+            changed: None,
             unreadable: None,
             fetcher: None,
+            fetchers: 0,
             fetched_before: (0, 0),
             wake,
             woken,
@@ -440,23 +483,41 @@ impl Watcher {
         let interval = self.loaded.loader.settings.reload_interval;
         let work = move || {
             loop {
-                let pause = match self.untold.is_empty() {
-                    true => interval,
-                    false => interval.min(TELL_AGAIN),
-                };
-                match self.woken.recv_timeout(pause) {
-                    Ok(Wake::Keys(keys)) => self.take_keys(&keys),
-                    Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => self.look(),
-                    Err(RecvTimeoutError::Disconnected) => return,
+                let wake = self.woken.recv_timeout(self.pause(interval));
+                if matches!(wake, Err(RecvTimeoutError::Disconnected)) {
+                    return;
                 }
-                self.tell();
-                self.count_fetches();
+                let turn = AssertUnwindSafe(|| self.turn(wake.ok()));
+                if std::panic::catch_unwind(turn).is_err() {
+                    tracing::error!("looking at credentials panicked: it is tried again");
+                }
             }
         };
         thread::Builder::new()
             .name("security".to_owned())
             .spawn(work)?;
         Ok(())
+    }
+
+    /// How long there is nothing to do, unless it is woken.
+    fn pause(&self, interval: Duration) -> Duration {
+        if !self.untold.is_empty() {
+            interval.min(TELL_AGAIN)
+        } else if matches!(self.changed, Some(Changed::Once(_))) {
+            interval.min(LOOK_AGAIN)
+        } else {
+            interval
+        }
+    }
+
+    fn turn(&mut self, wake: Option<Wake>) {
+        match wake {
+            Some(Wake::Keys(fetcher, keys)) if fetcher == self.fetchers => self.take_keys(&keys),
+            Some(Wake::Keys(..)) => {}
+            Some(Wake::Look) | None => self.look(),
+        }
+        self.tell();
+        self.count_fetches();
     }
 
     /// Has the issuer's keys fetched, if there is one, by what the files say now.
@@ -469,9 +530,10 @@ impl Watcher {
         let Some(config) = self.loaded.loader.oidc(&self.loaded.files) else {
             return Ok(());
         };
-        let wake = self.wake.clone();
+        self.fetchers += 1;
+        let (wake, number) = (self.wake.clone(), self.fetchers);
         let fetcher = Fetcher::start(&config, move |keys| {
-            let _ = wake.send(Wake::Keys(keys));
+            let _ = wake.send(Wake::Keys(number, keys));
         });
         self.fetcher = Some(fetcher.map_err(io::Error::other)?);
         Ok(())
@@ -531,16 +593,25 @@ impl Watcher {
         };
         self.unreadable = None;
         if files == self.loaded.files {
-            self.broken = None;
+            self.changed = None;
             self.counters.reload_failing.set(0);
             return;
         }
+        match self.changed.take() {
+            Some(Changed::Once(before)) if before == files => self.take_over(files),
+            Some(Changed::Broken(before)) if before == files => {
+                self.changed = Some(Changed::Broken(before));
+            }
+            _ => self.changed = Some(Changed::Once(files)),
+        }
+    }
+
+    fn take_over(&mut self, files: Files) {
         let former = (&self.loaded.files, &*self.loaded.security);
         match self.loaded.loader.build(&files, Some(former)) {
             Ok(security) => {
                 let number = security.number;
                 tracing::info!(number, "changed credentials are in force");
-                self.broken = None;
                 self.counters.reloads.count();
                 self.counters.reload_failing.set(0);
                 let former = std::mem::replace(&mut self.loaded.files, files);
@@ -549,17 +620,8 @@ impl Watcher {
                 self.follow_authorities(&former);
             }
             Err(error) => {
-                let seen = self.broken.take();
-                let reported = match seen {
-                    Some((before, reported)) if before == files => {
-                        if !reported {
-                            self.report(&error);
-                        }
-                        true
-                    }
-                    _ => false,
-                };
-                self.broken = Some((files, reported));
+                self.report(&error);
+                self.changed = Some(Changed::Broken(files));
             }
         }
     }

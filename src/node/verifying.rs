@@ -5,15 +5,18 @@
 //! identity tokens, so that a storm of logins delays no token. They have a lower priority
 //! than the cores, which share their CPUs.
 //!
-//! **Full.** [`QUEUE_MAX`] checks wait for each thread, and of one user's passwords
-//! [`PER_USER_MAX`] from each core (all unknown users count as one): whoever guesses
-//! passwords keeps others from nothing but that user's next login. What finds no room is
-//! refused as busy. Connections that show the same credentials wait for one check.
+//! **Full.** A bounded number of checks waits for each thread. Names are spread over
+//! [`LANES`] by a keyed hash, whether they are users' or not, and of each lane a core has
+//! [`PER_LANE_MAX`] passwords checked at once: whoever guesses one user's passwords
+//! keeps few others from logging in, and learns nothing about who is a user. What finds
+//! no room is refused as busy. Connections that show the same credentials wait for one
+//! check.
 //!
-//! Right passwords are remembered by the thread too, under a keyed hash: the other cores,
-//! and all of them after a reload, get the answer at once.
+//! Right passwords are remembered under a keyed hash, by each core and by the thread, for
+//! as long as the node runs: they are right by the hash they were compared with. So
+//! whoever is known does not wait behind others, not even after a reload.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::io;
@@ -24,15 +27,19 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::auth::secret::{Sealer, Tag};
+use crate::auth::secret::Tag;
 use crate::auth::{Caller, Check, Gate, Identity, Outcome};
-use crate::runtime::{Giver, handoff};
+use crate::runtime::{Giver, Taker, handoff};
 use crate::telemetry::security::SecurityCounters;
 
-/// Checks that wait for one thread.
-const QUEUE_MAX: usize = 1024;
-/// Passwords of one user that one core has checked at once.
-const PER_USER_MAX: usize = 4;
+/// Passwords that wait for their thread: some seconds of its work.
+const PASSWORDS_MAX: usize = 64;
+/// Identity tokens that wait for theirs.
+const TOKENS_MAX: usize = 1024;
+/// What the names of users are spread over.
+const LANES: usize = 64;
+/// Passwords of one lane that one core has checked at once.
+const PER_LANE_MAX: u8 = 2;
 /// Right passwords that are remembered.
 const KNOWN_MAX: usize = 4096;
 /// How much the threads stand back behind the cores (`nice`).
@@ -45,6 +52,8 @@ struct Password {
     shown: Vec<u8>,
     hash: Arc<str>,
     identity: Option<Arc<Identity>>,
+    /// What a right one is remembered by.
+    tag: Tag,
     reply: Giver<Outcome>,
 }
 
@@ -67,15 +76,11 @@ impl Verifiers {
     /// # Errors
     ///
     /// When a thread cannot be started.
-    pub fn start(sealer: &Sealer, counters: &Arc<SecurityCounters>) -> io::Result<Self> {
-        let (passwords, to_check) = bounded(QUEUE_MAX);
-        let (tokens, to_judge) = bounded(QUEUE_MAX);
-        let known = KnownPasswords {
-            sealer: sealer.clone(),
-            tags: HashSet::new(),
-        };
+    pub fn start(counters: &Arc<SecurityCounters>) -> io::Result<Self> {
+        let (passwords, to_check) = bounded(PASSWORDS_MAX);
+        let (tokens, to_judge) = bounded(TOKENS_MAX);
         let counted = Arc::clone(counters);
-        let work = move || check_passwords(&to_check, known, &counted);
+        let work = move || check_passwords(&to_check, &counted);
         thread::Builder::new()
             .name("passwords".to_owned())
             .spawn(work)?;
@@ -88,44 +93,33 @@ impl Verifiers {
     }
 }
 
-/// Passwords that were found right before.
-struct KnownPasswords {
-    sealer: Sealer,
-    tags: HashSet<Tag>,
-}
+/// Passwords that were found right before, each with the hash it is right by.
+#[derive(Default)]
+struct RightPasswords(HashSet<Tag>);
 
-impl KnownPasswords {
-    fn is_right(&mut self, password: &Password, counters: &SecurityCounters) -> bool {
-        // The hash has no byte 0, so the two cannot be taken for another pair.
-        let pair = [password.hash.as_bytes(), b"\0", &password.shown].concat();
-        let tag = self.sealer.tag(&pair);
-        if self.tags.contains(&tag) {
-            return true;
+impl RightPasswords {
+    fn contains(&self, tag: &Tag) -> bool {
+        self.0.contains(tag)
+    }
+
+    fn insert(&mut self, tag: Tag) {
+        if self.0.len() >= KNOWN_MAX {
+            self.0.clear();
         }
-        counters.passwords_verified.count();
-        // More than 72 bytes, which bcrypt would cut, are an error: never right.
-        let right = bcrypt::non_truncating_verify(&password.shown, &password.hash);
-        let right = right.unwrap_or(false);
-        if right {
-            if self.tags.len() >= KNOWN_MAX {
-                self.tags.clear();
-            }
-            self.tags.insert(tag);
-        }
-        right
+        self.0.insert(tag);
     }
 }
 
-fn check_passwords(
-    queue: &Receiver<Password>,
-    mut known: KnownPasswords,
-    counters: &SecurityCounters,
-) {
+fn check_passwords(queue: &Receiver<Password>, counters: &SecurityCounters) {
     stand_back();
+    let mut known = RightPasswords::default();
     for password in queue {
-        let right = known.is_right(&password, counters);
+        let right = known.contains(&password.tag) || is_right(&password, counters);
         let outcome = match password.identity {
-            Some(identity) if right => Outcome::Granted(identity, u64::MAX),
+            Some(identity) if right => {
+                known.insert(password.tag);
+                Outcome::Granted(identity, u64::MAX)
+            }
             _ => {
                 counters.verifications_failed.count();
                 Outcome::Refused(u64::MAX)
@@ -135,16 +129,32 @@ fn check_passwords(
     }
 }
 
+fn is_right(password: &Password, counters: &SecurityCounters) -> bool {
+    counters.passwords_verified.count();
+    // More than 72 bytes, which bcrypt would cut, are an error: never right.
+    let verify = || bcrypt::non_truncating_verify(&password.shown, &password.hash);
+    matches!(unharmed(verify), Some(Ok(true)))
+}
+
 fn judge_tokens(queue: &Receiver<Token>, counters: &SecurityCounters) {
     stand_back();
     for token in queue {
         counters.tokens_verified.count();
-        let outcome = (token.judge)(&token.shown);
+        let judged = unharmed(|| (token.judge)(&token.shown));
+        let outcome = judged.unwrap_or(Outcome::Refused(u64::MAX));
         if matches!(outcome, Outcome::Refused(_)) {
             counters.verifications_failed.count();
         }
         token.reply.give(outcome);
     }
+}
+
+/// What `check` finds, or nothing when it panics: the next one is checked all the same.
+fn unharmed<T>(check: impl FnOnce() -> T) -> Option<T> {
+    let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
+    checked
+        .inspect_err(|_| tracing::error!("verifying credentials panicked: they are refused"))
+        .ok()
 }
 
 /// Lowers this thread's priority; where that is not allowed it stays as it is.
@@ -184,8 +194,9 @@ pub struct Verifying {
     verifiers: Verifiers,
     /// By the number of the policy and the credentials.
     pending: RefCell<HashMap<(u64, Tag), Rc<Pending>>>,
-    /// How many of them are one user's passwords; unknown users have no name.
-    per_user: RefCell<HashMap<String, usize>>,
+    /// How many of them are passwords, for each lane of names.
+    per_lane: [Cell<u8>; LANES],
+    right: RefCell<RightPasswords>,
 }
 
 impl Verifying {
@@ -194,7 +205,8 @@ impl Verifying {
         Self {
             verifiers,
             pending: RefCell::default(),
-            per_user: RefCell::default(),
+            per_lane: [const { Cell::new(0) }; LANES],
+            right: RefCell::default(),
         }
     }
 
@@ -217,7 +229,7 @@ impl Verifying {
                 let key = (number, tag);
                 let others = Rc::clone(&pending);
                 self.pending.borrow_mut().insert(key, others);
-                let outcome = self.find_out(check, judge).await;
+                let outcome = self.find_out(gate, check, judge).await;
                 self.pending.borrow_mut().remove(&key);
                 pending.settle(outcome.clone());
                 outcome
@@ -227,22 +239,22 @@ impl Verifying {
         gate.note(caller, number, tag, outcome);
     }
 
-    async fn find_out(&self, check: Check, judge: Option<Judge>) -> Outcome {
-        let (reply, found) = handoff();
+    async fn find_out(&self, gate: &Gate, check: Check, judge: Option<Judge>) -> Outcome {
         match check {
             Check::Token(shown) => {
                 let Some(judge) = judge else {
                     return Outcome::Busy;
                 };
+                let (reply, found) = handoff();
                 let token = Token {
                     shown,
                     judge,
                     reply,
                 };
-                if self.verifiers.tokens.try_send(token).is_err() {
-                    return Outcome::Busy;
+                match self.verifiers.tokens.try_send(token) {
+                    Ok(()) => found.await.unwrap_or(Outcome::Busy),
+                    Err(_) => Outcome::Busy,
                 }
-                found.await.unwrap_or(Outcome::Busy)
             }
             Check::Password {
                 username,
@@ -250,41 +262,45 @@ impl Verifying {
                 hash,
                 identity,
             } => {
-                let user = identity.as_ref().map(|_| username).unwrap_or_default();
-                if !self.begin(&user) {
-                    return Outcome::Busy;
+                let policy = gate.policy();
+                // The hash has no byte 0, so the two cannot be taken for another pair.
+                let tag = policy.tag(&[hash.as_bytes(), b"\0", &password].concat());
+                if let Some(identity) = &identity
+                    && self.right.borrow().contains(&tag)
+                {
+                    return Outcome::Granted(Arc::clone(identity), u64::MAX);
                 }
+                let lane = policy.tag(username.as_bytes()).lane(LANES);
+                let (reply, found) = handoff();
                 let password = Password {
                     shown: password,
                     hash,
                     identity,
+                    tag,
                     reply,
                 };
-                let outcome = match self.verifiers.passwords.try_send(password) {
-                    Ok(()) => found.await.unwrap_or(Outcome::Busy),
-                    Err(_) => Outcome::Busy,
-                };
-                self.end(&user);
+                let outcome = self.check_password(lane, password, found).await;
+                if matches!(outcome, Outcome::Granted(..)) {
+                    self.right.borrow_mut().insert(tag);
+                }
                 outcome
             }
         }
     }
 
-    fn begin(&self, user: &str) -> bool {
-        let mut per_user = self.per_user.borrow_mut();
-        let count = per_user.entry(user.to_owned()).or_default();
-        let has_room = *count < PER_USER_MAX;
-        *count += usize::from(has_room);
-        has_room
-    }
-
-    fn end(&self, user: &str) {
-        let mut per_user = self.per_user.borrow_mut();
-        if let Some(count) = per_user.get_mut(user) {
-            *count -= 1;
-            if *count == 0 {
-                per_user.remove(user);
-            }
+    async fn check_password(
+        &self,
+        lane: usize,
+        password: Password,
+        found: Taker<Outcome>,
+    ) -> Outcome {
+        let under_way = &self.per_lane[lane];
+        if under_way.get() >= PER_LANE_MAX || self.verifiers.passwords.try_send(password).is_err() {
+            return Outcome::Busy;
         }
+        under_way.set(under_way.get() + 1);
+        let outcome = found.await.unwrap_or(Outcome::Busy);
+        under_way.set(under_way.get() - 1);
+        outcome
     }
 }

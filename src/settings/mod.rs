@@ -199,8 +199,14 @@ impl Given {
                 None => (text, None),
             };
             let Some(setting) = TABLE.iter().find(|setting| setting.flag() == flag) else {
+                // What is no flag may be a secret that slipped.
+                let shown = if flag.starts_with("--") {
+                    &flag
+                } else {
+                    "an argument"
+                };
                 return Err(SettingsError(format!(
-                    "{flag}: there is no such flag; --help lists them all"
+                    "{shown}: there is no such flag; --help lists them all"
                 )));
             };
             let Some(value) = inline.or_else(|| args.next()) else {
@@ -250,6 +256,11 @@ impl Given {
             let shown = if setting.secret { "…" } else { value };
             SettingsError(format!("{given_as}={shown}: expected {}", setting.expected))
         })
+    }
+
+    /// Whether a setting was given at all.
+    fn has(&self, variable: &'static str) -> bool {
+        self.0.contains_key(variable)
     }
 
     fn interval(&self, variable: &'static str) -> Result<Duration, SettingsError> {

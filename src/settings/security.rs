@@ -229,9 +229,13 @@ fn listener(
     let Some([cert_file, key_file]) = all_or_none(given, [certificate, key])? else {
         return match authorities {
             Some(_) => Err(missing(client_ca, certificate)),
+            None if given.has(client_auth) => Err(missing(client_auth, client_ca)),
             None => Ok(None),
         };
     };
+    if authorities.is_none() && given.has(client_auth) {
+        return Err(missing(client_auth, client_ca));
+    }
     Ok(Some(ListenerTls {
         certificate: cert_file,
         key: key_file,
@@ -242,7 +246,8 @@ fn listener(
 
 fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
     const SERVER_NAME: &str = "HYPERCACHE_PEER_TLS_SERVER_NAME";
-    let mode = given.get("HYPERCACHE_PEER_TLS_MODE", |mode| match mode {
+    const MODE: &str = "HYPERCACHE_PEER_TLS_MODE";
+    let mode = given.get(MODE, |mode| match mode {
         "require" => Some(PeerMode::Require),
         "prefer" => Some(PeerMode::Prefer),
         "accept" => Some(PeerMode::Accept),
@@ -262,6 +267,7 @@ fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
     )?;
     let Some([certificate, key, ca]) = files else {
         return match server_name {
+            None if given.has(MODE) => Err(missing(MODE, "HYPERCACHE_PEER_TLS_CERT")),
             None => Ok(None),
             Some(_) => Err(missing(SERVER_NAME, "HYPERCACHE_PEER_TLS_CERT")),
         };

@@ -107,6 +107,7 @@ fn what_does_not_exist_is_refused_with_the_nearest_name() {
     assert!(error.contains("HYPERCACHE_CAPACTIY") && error.contains("HYPERCACHE_CAPACITY?"));
     assert!(refusal(&["--nope"], &[]).contains("--nope"));
     assert!(refusal(&["--capacity"], &[]).contains("missing"));
+    assert!(!refusal(&["--auth-token", "", "sesame"], &[]).contains("sesame"));
 }
 
 #[test]
@@ -156,8 +157,17 @@ fn files_that_belong_together_are_all_named_or_none_is() {
             "HYPERCACHE_PEER_TLS_CERT",
         ),
         ("HYPERCACHE_OIDC_CA", "HYPERCACHE_OIDC_ISSUER"),
+        ("HYPERCACHE_PEER_TLS_MODE", "HYPERCACHE_PEER_TLS_CERT"),
+        (
+            "HYPERCACHE_MGMT_TLS_CLIENT_AUTH",
+            "HYPERCACHE_MGMT_TLS_CLIENT_CA",
+        ),
     ] {
-        let error = refusal(&[], &[(set, "f")]);
+        let value = match set {
+            "HYPERCACHE_PEER_TLS_MODE" | "HYPERCACHE_MGMT_TLS_CLIENT_AUTH" => "require",
+            _ => "f",
+        };
+        let error = refusal(&[], &[(set, value)]);
         assert!(error.contains(missing) && error.contains(set), "{error}");
     }
     let peer = |name| (name, "f");

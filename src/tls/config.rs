@@ -227,6 +227,11 @@ impl ClientVerifier {
         Ok(Self { verifier })
     }
 
+    /// Whether it is the very same: then what one has found good the other has too.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.verifier, &other.verifier)
+    }
+
     /// Whether a chain that a client has shown, its own certificate first, is good at
     /// that time.
     ///
@@ -253,6 +258,16 @@ pub fn subject_cn(cert_der: &[u8]) -> Option<String> {
     let name = name.as_str().ok()?;
     let is_plain = rest.is_empty() && !name.is_empty() && !name.chars().any(char::is_control);
     is_plain.then(|| name.to_owned())
+}
+
+/// The first second of Unix time in which one of these certificates is good no more; 0 when
+/// one cannot be read, and the end of time without any.
+pub fn chain_ends(chain: &[CertificateDer<'_>]) -> u64 {
+    match validity(chain) {
+        Ok(validity) if chain.is_empty() => validity.not_after as u64,
+        Ok(validity) => u64::try_from(validity.not_after.saturating_add(1)).unwrap_or(0),
+        Err(_) => 0,
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {
