@@ -6,7 +6,7 @@
 //! replays the kept corpora with stable Rust on every test run.
 //!
 //! That nothing takes exponential time or unbounded memory is the fuzzer's to see: it
-//! kills an input that takes ten seconds or two gigabytes.
+//! kills an input that takes a minute or two gigabytes.
 
 pub mod batch;
 pub mod chunked;
