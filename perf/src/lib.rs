@@ -1,9 +1,11 @@
 //! What measures hypercache: load generators, servers to drive, and how results are
 //! printed. Each program in `src/bin` answers one question; perf/README.md lists them.
 
+pub mod certificates;
 pub mod checked;
 pub mod load;
 pub mod report;
 pub mod servers;
+pub mod socket;
 
 pub use load::{Load, Locality, Protocol, cpu_ns, pin};

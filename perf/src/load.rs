@@ -5,9 +5,13 @@
 //! the server's core is the one that is full.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+
+use crate::socket::Socket;
 
 /// What to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub struct Load {
     pub locality: Locality,
     /// How long to measure.
     pub duration: Duration,
+    /// How the servers are trusted, if they speak TLS.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 /// What came of it.
@@ -64,7 +70,7 @@ pub struct Outcome {
 }
 
 struct Connection {
-    stream: TcpStream,
+    stream: Socket,
     rounds: Vec<Vec<u8>>,
     round: usize,
     written: usize,
@@ -130,8 +136,10 @@ impl Load {
     }
 
     fn preload(&self) -> io::Result<()> {
-        let mut stream = TcpStream::connect(&self.targets[0])?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut stream = Socket::connect(&self.targets[0], self.tls.as_ref())?;
+        stream
+            .tcp()
+            .set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut parser = Answers::new(self.protocol);
         let mut chunk = vec![0; 65536];
         for keys in self.keys.chunks(64) {
@@ -139,6 +147,7 @@ impl Load {
             keys.iter()
                 .for_each(|&key| self.request(key, true, &mut bytes));
             stream.write_all(&bytes)?;
+            stream.flush()?;
             let mut answered = 0;
             while answered < keys.len() {
                 let read = stream.read(&mut chunk)?;
@@ -153,8 +162,7 @@ impl Load {
 
     fn connect(&self, index: usize) -> io::Result<Connection> {
         let target = &self.targets[index % self.targets.len()];
-        let mut stream = TcpStream::connect(target)?;
-        stream.set_nodelay(true)?;
+        let mut stream = Socket::connect(target, self.tls.as_ref())?;
         let keys: Vec<usize> = match self.locality {
             Locality::Any => self.keys.clone(),
             Locality::Local | Locality::Half => {
@@ -171,7 +179,7 @@ impl Load {
                 }
             }
         };
-        stream.set_nonblocking(true)?;
+        stream.tcp().set_nonblocking(true)?;
         let mut next = index * 7919;
         let rounds = (0..32)
             .map(|_| {
@@ -241,6 +249,11 @@ impl Connection {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::hint::spin_loop(),
                 Err(error) => return Err(error),
+            }
+        }
+        while let Err(error) = self.stream.flush() {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(error);
             }
         }
         self.round = (self.round + 1) % self.rounds.len();
@@ -359,7 +372,7 @@ impl Answers {
 }
 
 /// The core that serves this connection, as the node tells it.
-fn serving_core(stream: &mut TcpStream) -> io::Result<u64> {
+fn serving_core(stream: &mut Socket) -> io::Result<u64> {
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: perf\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut chunk = [0; 1024];

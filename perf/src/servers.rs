@@ -158,6 +158,15 @@ fn serving(line: &str) -> Option<String> {
 ///
 /// When it does not start.
 pub fn node(cores: usize, driver: &str) -> io::Result<Server> {
+    node_with(cores, driver, &[])
+}
+
+/// The same with some settings.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn node_with(cores: usize, driver: &str, settings: &[(String, String)]) -> io::Result<Server> {
     let mut command = Command::new(beside("hypercache")?);
     command
         .env_clear()
@@ -166,7 +175,8 @@ pub fn node(cores: usize, driver: &str) -> io::Result<Server> {
         .env("HYPERCACHE_DIST_ADDR", "127.0.0.1:0")
         .env("HYPERCACHE_CORES", cores.to_string())
         .env("HYPERCACHE_IO_DRIVER", driver)
-        .env("HYPERCACHE_CAPACITY", "0");
+        .env("HYPERCACHE_CAPACITY", "0")
+        .envs(settings.iter().map(|(name, value)| (name, value)));
     start(command, if cores == 1 { &[0] } else { &[0, 1] }, serving)
 }
 

@@ -153,6 +153,7 @@ fn puts(targets: Vec<String>, duration: Duration) -> Load {
         value_bytes: 100,
         locality: Locality::Any,
         duration,
+        tls: None,
     }
 }
 

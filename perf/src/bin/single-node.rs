@@ -40,6 +40,7 @@ fn main() -> io::Result<()> {
         value_bytes: 100,
         locality: Locality::Any,
         duration: Duration::from_secs(seconds),
+        tls: None,
     };
     let mut cases = Vec::new();
     for pipeline in [1, 16] {
