@@ -52,6 +52,24 @@ fn every_metric_that_the_page_names_exists() {
 }
 
 #[test]
+fn every_metric_for_prometheus_that_the_page_names_exists() {
+    let cluster = Cluster::start(1, &[]);
+    let address = cluster.address(0, MANAGEMENT);
+    let metrics = Client::connect(&address).get("/metrics").text();
+    let words = quoted();
+    let is_metric = |word: &&String| word.starts_with("hypercache_") && word.len() > 11;
+    let named: Vec<&String> = words.iter().filter(is_metric).collect();
+    assert!(named.len() > 10, "the page is read: {named:?}");
+    for name in named {
+        let sample = |line: &str| {
+            let rest = line.strip_prefix(name.as_str());
+            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+        };
+        assert!(metrics.lines().any(sample), "{name}");
+    }
+}
+
+#[test]
 fn every_setting_and_route_that_the_page_names_exists() {
     let help = command(&[]).arg("--help").output().unwrap().stdout;
     let help = String::from_utf8(help).unwrap();

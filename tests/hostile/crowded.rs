@@ -166,6 +166,7 @@ fn batch_answers_that_nobody_reads_together_stay_within_the_limit() {
         let key = format!("/v1/cache/k{number}");
         assert_eq!(client.put(&key, &[b'v'; 16_000]).status, 200);
     }
+    drop(client);
     let neighbours = Neighbours::of(&node);
     let before = resident(&node);
     let peak = Peak::of(&node, "buffered_bytes");
@@ -287,6 +288,7 @@ fn one_connection_holds_no_more_than_it_says() {
         let key = format!("/v1/cache/k{number}");
         assert_eq!(client.put(&key, &[b'v'; 16_000]).status, 200);
     }
+    drop(client);
     let neighbours = Neighbours::of(&node);
     let limit = metric(&node, "connection_buffer_max_bytes");
     assert!(limit < metric(&node, "buffer_limit_bytes"));
@@ -305,6 +307,7 @@ fn one_connection_holds_no_more_than_it_says() {
     show("taken at most", taken as usize);
     assert!(taken <= limit, "{taken} of {limit}");
     assert_eq!(large.answer().status, 200);
+    drop(large);
     wait_for_metric(&node, "buffered_bytes", |bytes| bytes == 0);
     neighbours.were_served();
 }
