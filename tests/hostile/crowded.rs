@@ -200,6 +200,10 @@ fn batch_answers_that_nobody_reads_together_stay_within_the_limit() {
     show("buffered at most", buffered as usize);
     show("resident, grown by at most", highest.saturating_sub(before));
     assert!(whole > 0 && refused > 0);
+    assert!(
+        metric(&node, "copies_refused_total") > 0,
+        "none got all at once"
+    );
     assert!(buffered as usize <= LIMIT + 32 * MIB, "{buffered}");
     assert!(highest < before + LIMIT + SLACK, "{before} to {highest}");
     wait_for_metric(&node, "buffered_bytes", |bytes| bytes == 0);
@@ -313,7 +317,7 @@ fn one_connection_holds_no_more_than_it_says() {
 }
 
 #[test]
-fn values_that_other_cores_copy_are_rationed_and_each_request_is_answered_in_order() {
+fn pipelines_of_values_that_other_cores_copy_are_answered_in_order_within_little_room() {
     const REQUESTS: usize = 4096;
     let node = node(&[("HYPERCACHE_PIPELINE_DEPTH", "4096")]);
     let mut client = node.connect();
