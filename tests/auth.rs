@@ -320,6 +320,24 @@ fn a_token_that_is_taken_away_stops_working_on_connections_that_are_open() {
 }
 
 #[test]
+fn events_end_for_whom_they_are_no_longer_meant() {
+    let folder = Folder::new();
+    let tokens = folder.file("token", "first\n");
+    let node = Node::start(&[(TOKEN_FILE, &tokens), SOON]);
+    let mut events = Client::connect(&node.mgmt);
+    let asked = bearer("first");
+    events.send(format!(
+        "GET /cluster/events HTTP/1.1\r\nHost: t\r\n{asked}\r\n"
+    ));
+    while events.line() != "event: heartbeat" {}
+    folder.file("token", "second\n");
+    until(|| get(&mut Client::connect(&node.mgmt), "/metrics", "first").status == 401);
+    // What was on its way still comes, then the end.
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut events.stream, &mut rest).unwrap();
+}
+
+#[test]
 fn a_signal_has_files_read_again_and_does_not_end_the_node() {
     let folder = Folder::new();
     let policy = folder.file("policy.yaml", BY_SCOPE);

@@ -300,6 +300,9 @@ fn a_batch_may_be_empty_and_must_be_what_it_says() {
             r#"{"keys":1}"#,
             r#"{"keys":[1]}"#,
             r#"{"items":[1]}"#,
+            r#"[["k"]]"#,
+            r#"[[{"key":"k"}]]"#,
+            r#"{"items":[["k","v"]]}"#,
             &deep,
         ] {
             client.post(&target, bad).expect_error(400, "BAD_REQUEST");
@@ -312,6 +315,55 @@ fn a_batch_may_be_empty_and_must_be_what_it_says() {
     client
         .post("/v1/cache/batch/get", &eleven)
         .expect_error(413, "TOO_LARGE");
+}
+
+#[test]
+fn numbers_of_a_batch_are_those_of_json() {
+    let node = Node::start(&[]);
+    let mut client = node.connect();
+    let mut put = |ttl_ms: &str| {
+        let body = format!(
+            r#"{{"items":[{{"key":"k","ttl_ms":{ttl_ms},"x":-1{}}}]}}"#,
+            "0".repeat(40)
+        );
+        client.post("/v1/cache/batch/put", &body)
+    };
+    for whole in ["60000", "60000.0", "6e4", "null", "9223372036854775807"] {
+        let answer = put(whole);
+        assert_eq!(
+            answer.json()["results"][0]["stored"],
+            true,
+            "{whole}: {answer:?}"
+        );
+    }
+    for negative in ["-1", "-1.0", "-9223372036854775808"] {
+        let answer = put(negative);
+        assert_eq!(
+            answer.json()["results"][0]["code"],
+            "BAD_REQUEST",
+            "{answer:?}"
+        );
+    }
+    for none in [
+        "0.5",
+        "9223372036854775808",
+        "-9223372036854775809",
+        "1e300",
+        "true",
+        "\"1\"",
+    ] {
+        put(none).expect_error(400, "BAD_REQUEST");
+    }
+    client.post(
+        "/v1/cache/batch/put",
+        r#"{"items":[{"key":"k","value":"v","ttl_ms":6e4}]}"#,
+    );
+    let accept = "Accept: application/json\r\n";
+    let kept = client.request("GET", "/v1/cache/k", accept, b"").json();
+    assert!(
+        (1..=60_000).contains(&kept["ttl_ms"].as_u64().unwrap()),
+        "{kept}"
+    );
 }
 
 #[test]

@@ -175,7 +175,9 @@ fn a_key_that_is_not_known_is_told_from_one_that_did_not_sign() {
         let token = stranger.token(&claims());
         assert_eq!(signers.verify(&token), Err(Refusal::Signature));
     }
-    assert!(!Refusal::Signature.refetch_may_help());
+    // An issuer may have put another key behind the id.
+    assert!(Refusal::Signature.refetch_may_help());
+    assert!(!Refusal::Expired.refetch_may_help());
 }
 
 #[test]

@@ -2,11 +2,14 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test may fail")]
 
+#[path = "support/files.rs"]
+mod files;
 #[path = "support/node.rs"]
 mod node;
 
 use std::collections::BTreeSet;
 
+use files::Folder;
 use hypercache::api::OPENAPI_YAML;
 use hypercache::api::router::ENDPOINTS;
 use hypercache::auth::Scope;
@@ -20,13 +23,13 @@ fn document() -> Value {
 #[test]
 fn the_document_lists_exactly_the_routes_that_are_served() {
     let document = document();
-    let mut described = BTreeSet::new();
-    for (path, methods) in document["paths"].as_object().unwrap() {
-        for (method, operation) in methods.as_object().unwrap() {
-            let scope = operation["x-scope"].as_str().unwrap().to_owned();
-            described.insert((method.to_uppercase(), path.clone(), scope));
-        }
-    }
+    let described: BTreeSet<_> = operations(&document)
+        .into_iter()
+        .map(|((method, path), operation)| {
+            let scope = operation["x-scope"].as_str().unwrap();
+            (method.to_uppercase(), path.to_owned(), scope.to_owned())
+        })
+        .collect();
     let served: BTreeSet<_> = ENDPOINTS
         .iter()
         .map(|e| {
@@ -40,6 +43,40 @@ fn the_document_lists_exactly_the_routes_that_are_served() {
     assert_eq!(described, served);
 }
 
+#[test]
+fn the_document_asks_for_credentials_where_a_scope_is_needed() {
+    let document = document();
+    let schemes = document["components"]["securitySchemes"]
+        .as_object()
+        .unwrap();
+    let any: BTreeSet<_> = document["security"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|alternative| alternative.as_object().unwrap().keys())
+        .collect();
+    assert_eq!(any, schemes.keys().collect());
+    for (_, operation) in operations(&document) {
+        let open = operation["x-scope"] == "none";
+        let own = operation.get("security");
+        assert_eq!(own, open.then_some(&json!([])), "{operation}");
+    }
+}
+
+/// Every operation of the document, with its method and path.
+fn operations(document: &Value) -> Vec<((&str, &str), &Value)> {
+    let paths = document["paths"].as_object().unwrap();
+    paths
+        .iter()
+        .flat_map(|(path, methods)| {
+            let methods = methods.as_object().unwrap();
+            methods
+                .iter()
+                .map(|(method, operation)| ((&**method, &**path), operation))
+        })
+        .collect()
+}
+
 /// Checks real answers and remembers which of the documented ones were seen.
 struct Checker {
     document: Value,
@@ -50,22 +87,20 @@ impl Checker {
     fn new() -> Self {
         let document = document();
         let mut unseen = BTreeSet::new();
-        for methods in document["paths"].as_object().unwrap().values() {
-            for operation in methods.as_object().unwrap().values() {
-                for status in operation["responses"].as_object().unwrap().keys() {
-                    let id = operation["operationId"].as_str().unwrap();
-                    unseen.insert((id.to_owned(), status.clone()));
-                }
+        for (_, operation) in operations(&document) {
+            for status in operation["responses"].as_object().unwrap().keys() {
+                let id = operation["operationId"].as_str().unwrap();
+                unseen.insert((id.to_owned(), status.clone()));
             }
         }
         Self { document, unseen }
     }
 
     fn check(&mut self, id: &str, answer: &Answer) {
-        let operations = self.document["paths"].as_object().unwrap().values();
-        let operation = operations
-            .flat_map(|methods| methods.as_object().unwrap().values())
-            .find(|operation| operation["operationId"] == id)
+        let operations = operations(&self.document);
+        let (_, operation) = operations
+            .iter()
+            .find(|(_, operation)| operation["operationId"] == id)
             .unwrap_or_else(|| panic!("no operation {id}"));
         let status = answer.status.to_string();
         let mut response = &operation["responses"][&status];
@@ -73,12 +108,12 @@ impl Checker {
             response.is_object(),
             "{id}: {status} is not documented: {answer:?}"
         );
-        if let Some(pointer) = response["$ref"].as_str() {
-            response = self.document.pointer(&pointer[1..]).unwrap();
-        }
-        self.unseen.remove(&(id.to_owned(), status));
-        for (name, _) in response["headers"].as_object().into_iter().flatten() {
-            assert!(answer.header(name).is_some(), "{id}: no {name}: {answer:?}");
+        self.unseen.remove(&(id.to_owned(), status.clone()));
+        response = self.resolved(response);
+        for (name, header) in response["headers"].as_object().into_iter().flatten() {
+            let there = answer.header(name).is_some();
+            let required = self.resolved(header)["required"] == true;
+            assert!(there || !required, "{id}: no {name}: {answer:?}");
         }
         let Some(content) = response["content"].as_object() else {
             return;
@@ -89,6 +124,7 @@ impl Checker {
             .unwrap_or_else(|| panic!("{id}: {media_type}"))["schema"];
         let instance = match media_type {
             "application/json" => answer.json(),
+            "application/yaml" => serde_norway::from_slice(&answer.body).unwrap(),
             _ => Value::String(answer.text()),
         };
         let mut root = schema.clone();
@@ -99,6 +135,70 @@ impl Checker {
             .map(|error| error.to_string())
             .collect();
         assert!(errors.is_empty(), "{id}: {errors:?} in {instance}");
+    }
+
+    fn resolved<'a>(&'a self, value: &'a Value) -> &'a Value {
+        match value["$ref"].as_str() {
+            Some(pointer) => self.document.pointer(&pointer[1..]).unwrap(),
+            None => value,
+        }
+    }
+
+    /// Has every operation that needs a scope refuse requests for the reasons that have
+    /// nothing to do with what it does, as far as it documents them.
+    fn check_refusals(&mut self) {
+        let folder = Folder::new();
+        let tokens = "tokens: [{id: r, token: read, scopes: [read]}, {id: w, token: write, scopes: [write]}]";
+        let policy = folder.file("policy.yaml", tokens);
+        let with_policy = ("HYPERCACHE_AUTH_CONFIG", policy.as_str());
+        let node = Node::start(&[with_policy, ("HYPERCACHE_TARGET_LIMIT", "256")]);
+        let impatient = Node::start(&[with_policy, ("HYPERCACHE_READ_TIMEOUT", "50ms")]);
+        // Nobody answers there, so that no identity token can be verified.
+        let waiting = Node::start(&[
+            ("HYPERCACHE_OIDC_ISSUER", "http://127.0.0.1:1"),
+            ("HYPERCACHE_OIDC_AUDIENCE", "cache"),
+        ]);
+        let document = self.document.clone();
+        for ((method, path), operation) in operations(&document) {
+            let id = operation["operationId"].as_str().unwrap();
+            let (good, other) = match operation["x-scope"].as_str().unwrap() {
+                "read" => ("read", "write"),
+                "write" => ("write", "read"),
+                _ => continue,
+            };
+            let method = method.to_uppercase();
+            let target = path.replace("{key}", "k");
+            let bearer = |token| format!("Authorization: Bearer {token}\r\n");
+            let good = bearer(good);
+            let long = format!("{}?{}", path.replace("{key}", "k"), "x".repeat(256));
+            let cases = [
+                (400, &node, &target, format!("{good}{good}")),
+                (401, &node, &target, String::new()),
+                (401, &node, &target, bearer("wrong")),
+                (403, &node, &target, bearer(other)),
+                (
+                    408,
+                    &impatient,
+                    &target,
+                    format!("{good}Content-Length: 5\r\n"),
+                ),
+                (414, &node, &long, good.clone()),
+                (431, &node, &target, bearer(&"x".repeat(17 << 10))),
+                (503, &waiting, &target, bearer("a.b.c")),
+            ];
+            for (status, node, target, headers) in cases {
+                // Only what has a body or a key to send can be slow or long.
+                let documented = operation["responses"].get(status.to_string()).is_some();
+                if !documented && [408, 414].contains(&status) {
+                    continue;
+                }
+                let mut client = node.connect();
+                let answer = client.request(&method, target, &headers, b"");
+                assert_eq!(answer.status, status, "{id}: {answer:?}");
+                self.check(id, &answer);
+                assert!(status != 503 || answer.header("Retry-After").is_some());
+            }
+        }
     }
 }
 
@@ -196,6 +296,8 @@ fn real_answers_are_as_documented() {
         "batchDelete",
         &drained("/v1/cache/batch/delete", r#"{"keys":["a"]}"#),
     );
+
+    checker.check_refusals();
 
     assert!(
         checker.unseen.is_empty(),

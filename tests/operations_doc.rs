@@ -1,4 +1,4 @@
-//! What docs/operations.md names exists: fields of `/dist/metrics`, settings, log lines.
+//! What docs/operations.md and docs/security.md name exists: metrics, settings, log lines.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,10 +14,11 @@ use cluster::{Cluster, MANAGEMENT};
 use node::{Client, command};
 
 const PAGE: &str = include_str!("../docs/operations.md");
+const SECURITY: &str = include_str!("../docs/security.md");
 
 /// What stands between backticks, line breaks as spaces.
-fn quoted() -> Vec<String> {
-    let parts = PAGE.split('`').skip(1).step_by(2);
+fn quoted(page: &str) -> Vec<String> {
+    let parts = page.split('`').skip(1).step_by(2);
     let words = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
     parts.map(words).collect()
 }
@@ -44,7 +45,10 @@ fn every_metric_that_the_page_names_exists() {
     let cluster = Cluster::start(1, &[]);
     let address = cluster.address(0, MANAGEMENT);
     let metrics = Client::connect(&address).get("/dist/metrics").json();
-    let named: Vec<String> = quoted().into_iter().filter(|word| is_field(word)).collect();
+    let named: Vec<String> = quoted(PAGE)
+        .into_iter()
+        .filter(|word| is_field(word))
+        .collect();
     assert!(named.len() > 30, "the page is read: {named:?}");
     for name in named {
         assert!(!metrics[&*name].is_null(), "{name}");
@@ -52,20 +56,21 @@ fn every_metric_that_the_page_names_exists() {
 }
 
 #[test]
-fn every_metric_for_prometheus_that_the_page_names_exists() {
+fn every_series_that_the_pages_name_exists() {
     let cluster = Cluster::start(1, &[]);
     let address = cluster.address(0, MANAGEMENT);
     let metrics = Client::connect(&address).get("/metrics").text();
-    let words = quoted();
-    let is_metric = |word: &&String| word.starts_with("hypercache_") && word.len() > 11;
-    let named: Vec<&String> = words.iter().filter(is_metric).collect();
-    assert!(named.len() > 10, "the page is read: {named:?}");
+    let mut named = quoted(PAGE);
+    named.extend(quoted(SECURITY));
+    named.retain(|word| word.starts_with("hypercache_"));
+    assert!(named.len() > 15, "the pages are read: {named:?}");
     for name in named {
-        let sample = |line: &str| {
-            let rest = line.strip_prefix(name.as_str());
-            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
-        };
-        assert!(metrics.lines().any(sample), "{name}");
+        let found = metrics.lines().any(|line| {
+            let rest = line.strip_prefix(&*name);
+            let rest = rest.map(|rest| rest.strip_prefix("_total").unwrap_or(rest));
+            rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        assert!(found, "{name}");
     }
 }
 
@@ -73,11 +78,13 @@ fn every_metric_for_prometheus_that_the_page_names_exists() {
 fn every_setting_and_route_that_the_page_names_exists() {
     let help = command(&[]).arg("--help").output().unwrap().stdout;
     let help = String::from_utf8(help).unwrap();
-    let words = quoted();
-    let settings = words.iter().filter(|word| word.starts_with("HYPERCACHE_"));
+    let words = quoted(PAGE);
+    let both = [&words[..], &quoted(SECURITY)].concat();
+    let settings = both.iter().filter(|word| word.starts_with("HYPERCACHE_"));
     assert!(settings.clone().count() > 5);
     for setting in settings {
-        assert!(help.contains(&**setting), "{setting}");
+        let name = setting.split('=').next().unwrap();
+        assert!(help.contains(name), "{setting}");
     }
     let cluster = Cluster::start(1, &[]);
     let mut management = Client::connect(&cluster.address(0, MANAGEMENT));

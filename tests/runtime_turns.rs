@@ -174,3 +174,16 @@ async fn echo_rounds(rounds: usize) {
         read_exactly(&mut here, 10).await;
     }
 }
+
+#[test]
+fn a_task_that_goes_on_yielding_does_not_keep_a_core_from_ending() {
+    on_each_driver(async || {
+        // It is ready in the turn in which the core ends.
+        spawn(async {
+            loop {
+                yield_to_io().await;
+            }
+        });
+        yield_to_io().await;
+    });
+}

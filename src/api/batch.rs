@@ -10,10 +10,14 @@
 //! before it sees the body.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::key::{Base64Text, ItemFields, check, expiry, value_in};
 use super::owners::OwnerIds;
@@ -99,7 +103,7 @@ struct KeysBody<'a> {
 #[derive(Deserialize)]
 struct ItemsBody<'a> {
     #[serde(borrow)]
-    items: Vec<PutItem<'a>>,
+    items: Vec<Object<PutItem<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -111,7 +115,72 @@ struct PutItem<'a> {
     #[serde(borrow, default)]
     value_encoding: Option<Cow<'a, str>>,
     #[serde(default)]
-    ttl_ms: Option<i64>,
+    ttl_ms: Option<Whole>,
+}
+
+/// What is read from an object only: a derived reader takes an array of the members'
+/// values as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(members)).map(Object)
+    }
+}
+
+/// A whole number, however it is written: JSON has one kind of number, and 60000.0 and
+/// 6e4 are what some clients make of 60000.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Whole(i64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WholeVisitor)
+    }
+}
+
+struct WholeVisitor;
+
+impl Visitor<'_> for WholeVisitor {
+    type Value = Whole;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number of 64 bits")
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Whole, E> {
+        Ok(Whole(number))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
+        let unsigned = de::Unexpected::Unsigned(number);
+        let signed = i64::try_from(number).map_err(|_| E::invalid_value(unsigned, &self))?;
+        Ok(Whole(signed))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
+        // 2^63, which floats can tell from what is within, but not from what is just beyond.
+        let fits = number.abs() < 9_223_372_036_854_775_808.0;
+        if fits && number.fract() == 0.0 {
+            Ok(Whole(number as i64))
+        } else {
+            Err(E::invalid_value(de::Unexpected::Float(number), &self))
+        }
+    }
 }
 
 impl Request {
@@ -156,20 +225,23 @@ impl Request {
                         Action::Delete
                     }
                 };
-                let body: KeysBody<'_> = simd_json::serde::from_slice(&mut self.body)
-                    .map_err(|error| malformed("{\"keys\":[…]}", &error))?;
+                let Object(body) =
+                    simd_json::serde::from_slice::<Object<KeysBody<'_>>>(&mut self.body)
+                        .map_err(|error| malformed("{\"keys\":[…]}", &error))?;
                 bound(body.keys.len(), items_max)?;
                 let ask = |key: &Cow<'_, str>| asking.one(key, 0, Ok(action()));
                 Ok(body.keys.iter().map(ask).collect())
             }
             Kind::Put => {
-                let body: ItemsBody<'_> = simd_json::serde::from_slice(&mut self.body)
-                    .map_err(|error| malformed("{\"items\":[{\"key\",\"value\",…}]}", &error))?;
+                let Object(body) = simd_json::serde::from_slice::<Object<ItemsBody<'_>>>(
+                    &mut self.body,
+                )
+                .map_err(|error| malformed("{\"items\":[{\"key\",\"value\",…}]}", &error))?;
                 bound(body.items.len(), items_max)?;
                 Ok(body
                     .items
                     .iter()
-                    .map(|item| asking.put(item, now))
+                    .map(|Object(item)| asking.put(item, now))
                     .collect())
             }
         }
@@ -350,7 +422,7 @@ impl Asking<'_> {
             },
             _ => Cow::Borrowed(item.value.as_bytes()),
         };
-        let action = match u64::try_from(item.ttl_ms.unwrap_or(0)) {
+        let action = match u64::try_from(item.ttl_ms.map_or(0, |Whole(ttl_ms)| ttl_ms)) {
             Ok(ttl_ms) => Ok(Action::Put {
                 value: value_in(&decoded),
                 expires_at: expiry(ttl_ms, now),

@@ -124,7 +124,7 @@ impl ApiError {
                 format!("this identity lacks the scope {}", scope.name()),
             ),
             Refusal::Busy => {
-                Self::unavailable("too many credentials are waiting to be verified; try again")
+                Self::unavailable("credentials cannot be verified at the moment; try again")
             }
             Refusal::Unauthorized {
                 in_the_clear,

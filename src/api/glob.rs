@@ -68,7 +68,8 @@ impl Pattern {
     ///
     /// # Errors
     ///
-    /// [`BadPattern`] for an unfinished class or escape, and an empty or reversed class.
+    /// [`BadPattern`] for an unfinished class or escape, and an empty class. A reversed
+    /// range is none: it matches nothing.
     pub fn new(pattern: &[u8]) -> Result<Self, BadPattern> {
         let mut chars = Chars(pattern);
         let mut parts = Vec::new();
@@ -248,6 +249,7 @@ mod tests {
             ("[\\-]", "-", true),
             ("[x\\-]", "x", true),
             ("[x\\-]", "z", false),
+            ("[z-a]", "m", false),
             ("*x", "xxx", true),
             ("", "", true),
             ("*", "", true),

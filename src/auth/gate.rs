@@ -262,6 +262,14 @@ impl Gate {
         }
     }
 
+    /// Whether the last request of this caller would be granted this scope now, without a
+    /// check: for answers that go on.
+    pub fn still_admits(&self, caller: &Caller, scope: Option<Scope>) -> bool {
+        let shown = caller.standing.borrow().authorization.clone();
+        let shown = (!shown.is_empty()).then_some(&*shown);
+        self.admit(caller, shown, scope) == Admission::Granted
+    }
+
     /// Finds out who it is anew; false when that takes a check.
     #[cold]
     fn find(&self, caller: &Caller, authorization: Option<&[u8]>, standing: &mut Standing) -> bool {
@@ -585,6 +593,24 @@ mod tests {
         gate.note(&caller, 1, tag, Outcome::Granted(olga, u64::MAX));
         let admitted = gate.admit(&caller, Some(&shown), Some(Scope::Admin));
         assert_eq!(admitted, NOT_FOUND_OUT);
+    }
+
+    #[test]
+    fn an_answer_that_goes_on_ends_with_what_admitted_it() {
+        let (gate, caller) = (gate(""), Caller::default());
+        let read = Some(Scope::Read);
+        assert!(!gate.still_admits(&caller, read));
+        gate.admit(&caller, Some(b"Bearer r"), read);
+        assert!(gate.still_admits(&caller, read));
+        assert!(!gate.still_admits(&caller, Some(Scope::Admin)));
+        gate.set_policy(policy(""), 2);
+        assert!(
+            gate.still_admits(&caller, read),
+            "the new policy knows it as well"
+        );
+        let other = Policy::of_tokens(&["t"], &Sealer::new().unwrap());
+        gate.set_policy(Arc::new(other), 3);
+        assert!(!gate.still_admits(&caller, read));
     }
 
     #[test]

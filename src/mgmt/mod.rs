@@ -351,7 +351,10 @@ impl Service for Serving {
             Poll::Pending => pause.as_mut().poll(context).map(|()| false),
         })
         .await;
-        if changed {
+        let door = self.management.control.door();
+        if !door.still_admits(&told.visitor, Some(Scope::Read)) {
+            turn.streams = false;
+        } else if changed {
             let view = self.management.control.view();
             self.event(turn, "members", &Members::of(&view));
         } else {

@@ -288,6 +288,7 @@ impl<S: Service, T: Transport> Serving<S, T> {
                         return false;
                     }
                     self.input.timed = false;
+                    self.watch.wait_for(Wait::Nothing);
                     Box::pin(self.service.verify(&self.link, authorization)).await;
                     continue;
                 }

@@ -74,6 +74,11 @@ const CLUSTER_TICK: Duration = Duration::from_millis(20);
 /// wait for.
 const SLOW_FACTOR: u32 = 5;
 
+/// How long a TLS handshake with a peer may take, where its requests may not take longer:
+/// on the other side it waits for its turn among others. Were it cut short under load, all
+/// its cost would be paid again, and nodes would lose each other by that.
+const PEER_HANDSHAKE: Duration = Duration::from_secs(2);
+
 /// How many steps of expiry are done before the loop turns.
 const REAP_STEPS: usize = 512;
 
@@ -223,7 +228,7 @@ impl Dial {
         let timeout = self.timeout * factor;
         Dialing {
             deadlines: Deadlines::new(Timeouts {
-                read: timeout,
+                read: timeout.max(PEER_HANDSHAKE),
                 write: timeout,
                 idle: timeout,
                 exchange: timeout,

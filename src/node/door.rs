@@ -58,11 +58,7 @@ impl Visitor {
             caller: Caller::new(true, common_name),
             entrance,
             certificates: certificates.to_vec(),
-            // A session that goes on is not verified in its handshake.
-            good_under: Cell::new(match stream.is_resumed() {
-                true => 0,
-                false => security.number,
-            }),
+            good_under: Cell::new(security.number),
         }
     }
 
@@ -139,6 +135,11 @@ impl Door {
             return Ok(());
         }
         self.verify_certificates(visitor)
+    }
+
+    /// Whether an answer that goes on may go on.
+    pub fn still_admits(&self, visitor: &Visitor, scope: Option<Scope>) -> bool {
+        self.check_certificates(visitor).is_ok() && self.gate.still_admits(&visitor.caller, scope)
     }
 
     #[cold]

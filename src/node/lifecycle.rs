@@ -313,8 +313,14 @@ fn warn_of_what_is_open(settings: &Settings, security: &Security) {
             "no authentication is configured: every client may read and write everything"
         );
     }
-    if !security.peer_access.token.is_set() && !settings.seeds.is_empty() {
+    let access = &security.peer_access;
+    if !access.token.is_set() && access.tls.is_none() && !settings.seeds.is_empty() {
         tracing::warn!("no peer token is configured: whoever reaches the peer listener may write");
+    }
+    if security.peers_in_the_clear {
+        tracing::warn!(
+            "peers are served in the clear too: a step to HYPERCACHE_PEER_TLS_MODE=require"
+        );
     }
 }
 

@@ -34,7 +34,7 @@ use crate::hash::{CoreCount, CoreId};
 use crate::http::{Connection, Head, Method, Status};
 use crate::peer::client::{Client, Dialing};
 use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
-use crate::runtime::{self, Listener, Steering, Stream, handoff};
+use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, handoff};
 use crate::tls;
 
 /// Peer connections one core accepts.
@@ -42,6 +42,11 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// How many bytes of keys one node lists for another at most.
 const KEYS_BYTES_MAX: usize = 32 << 20;
+
+/// The first byte of a TLS connection (RFC 8446, section 5.1), and of no HTTP request.
+const TLS_HANDSHAKE: u8 = 22;
+/// How much is read to find out which of them it is.
+const FIRST_BYTES: usize = 2 << 10;
 
 /// What a kubelet asks for; never needs credentials.
 const HEALTH_PATH: &[u8] = b"/health";
@@ -238,26 +243,38 @@ impl PeerService {
         }
     }
 
-    async fn serve(self: Rc<Self>, stream: Stream) {
+    async fn serve(self: Rc<Self>, mut stream: Stream) {
         let core = Rc::clone(&self.0);
         let watch = core.peer_connections.watch(stream.aborter());
         let common = Rc::clone(&core.peer_common);
         let security = core.door.security();
-        match security.tls(Entrance::Peer) {
-            None => {
-                let link = core.link(Visitor::in_the_clear(Entrance::Peer));
-                connection::serve(self, link, common, stream, watch).await;
+        let in_the_clear = Visitor::in_the_clear(Entrance::Peer);
+        let Some(tls) = security.tls(Entrance::Peer) else {
+            connection::serve(self, core.link(in_the_clear), common, stream, watch).await;
+            return;
+        };
+        let mut received = Vec::new();
+        if security.peers_in_the_clear {
+            watch.wait_for(Wait::Idle);
+            let first = stream.read(Vec::with_capacity(FIRST_BYTES)).await;
+            watch.wait_for(Wait::Nothing);
+            let (Ok(1..), bytes) = first else {
+                return;
+            };
+            if bytes[0] != TLS_HANDSHAKE {
+                let stream = Resumed::new(stream, bytes);
+                connection::serve(self, core.link(in_the_clear), common, stream, watch).await;
+                return;
             }
-            Some(tls) => {
-                let handshakes = &core.peer_handshakes;
-                match tls::accept(stream, tls, handshakes, &watch).await {
-                    Ok(stream) => {
-                        let link = core.link(Visitor::over_tls(Entrance::Peer, &stream, &security));
-                        connection::serve(self, link, common, stream, watch).await;
-                    }
-                    Err(error) => tracing::debug!(%error, "a handshake of a peer failed"),
-                }
+            received = bytes;
+        }
+        let handshakes = &core.peer_handshakes;
+        match tls::accept_begun(stream, received, tls, handshakes, &watch).await {
+            Ok(stream) => {
+                let visitor = Visitor::over_tls(Entrance::Peer, &stream, &security);
+                connection::serve(self, core.link(visitor), common, stream, watch).await;
             }
+            Err(error) => tracing::debug!(%error, "a handshake of a peer failed"),
         }
     }
 
@@ -461,6 +478,9 @@ impl Service for PeerService {
                 }
             }
             PeerJob::Drain => {
+                let by = link.visitor.caller().identity();
+                let by = by.as_deref().map_or("a peer", |identity| &identity.id);
+                tracing::info!(by, "asked to drain");
                 self.0.draining.store(true, Ordering::Relaxed);
                 let _ = self.0.control.send(ControlMessage::Drain).await;
                 let date = self.0.date.get();

@@ -33,10 +33,10 @@ use crate::auth::oidc::fetch::Handle;
 use crate::auth::oidc::{self, Fetcher, KeySet, Rules};
 use crate::auth::secret::Sealer;
 use crate::auth::{Identity, Outcome, Policy};
-use crate::peer::client::Access;
+use crate::peer::client::{Access, TlsAccess};
 use crate::peer::token::PeerToken;
 use crate::runtime::Sender;
-use crate::settings::security::{self as settings, NamedFile};
+use crate::settings::security::{self as settings, NamedFile, PeerMode};
 use crate::telemetry::security::SecurityCounters;
 use crate::tls::config::ConfigError;
 use crate::tls::{self, ClientAuth, ClientVerifier, ServerTls};
@@ -74,6 +74,8 @@ pub struct Security {
     api_tls: Option<ServerTls>,
     mgmt_tls: Option<ServerTls>,
     peer_tls: Option<ServerTls>,
+    /// Whether peers are served in the clear although there is TLS for them.
+    pub peers_in_the_clear: bool,
 }
 
 impl Security {
@@ -109,6 +111,17 @@ impl Files {
     fn of(&self, file: &NamedFile) -> &[u8] {
         let found = self.0.iter().find(|(named, _)| named == file);
         found.map_or(&[], |(_, bytes)| bytes)
+    }
+
+    /// What was made of these files, if they are as they were then.
+    fn unchanged<'a>(
+        &self,
+        former: Option<(&Self, &'a Security)>,
+        named: &[&NamedFile],
+    ) -> Option<&'a Security> {
+        let (files, security) = former?;
+        let same = |file: &&NamedFile| files.of(file) == self.of(file);
+        named.iter().all(same).then_some(security)
     }
 
     fn text(&self, file: &NamedFile) -> Result<&str, String> {
@@ -187,7 +200,13 @@ impl Loader {
             .map(Files)
     }
 
-    fn build(&self, files: &Files, number: u64) -> Result<Security, String> {
+    /// What the files say. TLS whose files are as they were stays the very same: sessions
+    /// and the connections of peers go on.
+    fn build(
+        &self,
+        files: &Files,
+        former: Option<(&Files, &Security)>,
+    ) -> Result<Security, String> {
         let settings = &self.settings;
         let client_tokens = match &settings.auth_token_file {
             Some(file) => files.tokens(file)?,
@@ -200,18 +219,49 @@ impl Loader {
             None if settings.peer_token.is_empty() => client_tokens,
             None => vec![settings.peer_token.reveal().to_owned()],
         };
-        let listener = |tls: &settings::ListenerTls| listener_tls(files, tls);
+        let listener = |tls: &Option<settings::ListenerTls>, entrance| {
+            let Some(tls) = tls else {
+                return Ok(None);
+            };
+            let mut named = vec![&tls.certificate, &tls.key];
+            named.extend(&tls.client_ca);
+            match files
+                .unchanged(former, &named)
+                .map(|former| former.tls(entrance))
+            {
+                Some(tls) => Ok(tls.cloned()),
+                None => listener_tls(files, tls).map(Some),
+            }
+        };
+        let (peer_tls, peer_access) = match &settings.peer_tls {
+            None => (None, None),
+            Some(tls) => {
+                let named = [&tls.certificate, &tls.key, &tls.ca];
+                match files.unchanged(former, &named) {
+                    Some(former) => (former.peer_tls.clone(), former.peer_access.tls.clone()),
+                    None => {
+                        let (server, access) = peers_tls(files, tls)?;
+                        let speaks = tls.mode != PeerMode::Accept;
+                        (Some(server), speaks.then_some(access))
+                    }
+                }
+            }
+        };
         Ok(Security {
-            number,
+            number: former.map_or(1, |(_, security)| security.number + 1),
             policy: Arc::new(policy),
-            judge: None,
+            judge: former.and_then(|(_, security)| security.judge.clone()),
             peer_access: Access {
                 token: PeerToken::new(peer_tokens),
-                tls: None,
+                tls: peer_access,
             },
-            api_tls: settings.api_tls.as_ref().map(listener).transpose()?,
-            mgmt_tls: settings.mgmt_tls.as_ref().map(listener).transpose()?,
-            peer_tls: None,
+            api_tls: listener(&settings.api_tls, Entrance::Client)?,
+            mgmt_tls: listener(&settings.mgmt_tls, Entrance::Management)?,
+            peer_tls,
+            peers_in_the_clear: settings
+                .peer_tls
+                .as_ref()
+                .is_some_and(|tls| tls.mode != PeerMode::Require),
         })
     }
 
@@ -254,7 +304,7 @@ impl Loader {
     /// The first thing that is wrong, in one line that names the setting.
     pub fn load(self) -> Result<Loaded, String> {
         let files = self.read()?;
-        let security = Arc::new(self.build(&files, 1)?);
+        let security = Arc::new(self.build(&files, None)?);
         Ok(Loaded {
             loader: self,
             files,
@@ -279,6 +329,24 @@ fn listener_tls(files: &Files, listener: &settings::ListenerTls) -> Result<Serve
         client_auth,
     )
     .map_err(|error| in_pair(certificate, key, &error))
+}
+
+/// How a node is spoken to by its peers, and speaks to them.
+fn peers_tls(files: &Files, peers: &settings::PeerTls) -> Result<(ServerTls, TlsAccess), String> {
+    let (certificate, key, ca) = (&peers.certificate, &peers.key, &peers.ca);
+    ClientVerifier::new(files.of(ca), ClientAuth::Require)
+        .map_err(|error| format!("{ca}: {error}"))?;
+    let pair = (files.of(certificate), files.of(key));
+    let authorities = files.of(ca);
+    let server = tls::server_config(pair.0, pair.1, Some(authorities), ClientAuth::Require)
+        .map_err(|error| in_pair(certificate, key, &error))?;
+    let client = tls::client_config(authorities, Some(pair))
+        .map_err(|error| in_pair(certificate, key, &error))?;
+    let access = TlsAccess {
+        config: client.config,
+        server_name: peers.server_name.clone(),
+    };
+    Ok((server, access))
 }
 
 /// Names the file of a certificate and its key that an error is about.
@@ -330,6 +398,8 @@ pub struct Watcher {
     /// What was last reported as unreadable.
     unreadable: Option<String>,
     fetcher: Option<Fetcher>,
+    /// What was counted by fetchers that came before.
+    fetched_before: (u64, u64),
     wake: mpsc::Sender<Wake>,
     woken: Receiver<Wake>,
 }
@@ -348,6 +418,7 @@ impl Watcher {
             broken: None,
             unreadable: None,
             fetcher: None,
+            fetched_before: (0, 0),
             wake,
             woken,
         }
@@ -390,7 +461,11 @@ impl Watcher {
 
     /// Has the issuer's keys fetched, if there is one, by what the files say now.
     fn start_fetcher(&mut self) -> io::Result<()> {
-        self.fetcher = None;
+        if let Some(former) = self.fetcher.take() {
+            let counts = former.handle().counts();
+            self.fetched_before.0 += counts.fetches;
+            self.fetched_before.1 += counts.failures;
+        }
         let Some(config) = self.loaded.loader.oidc(&self.loaded.files) else {
             return Ok(());
         };
@@ -421,8 +496,11 @@ impl Watcher {
     fn count_fetches(&self) {
         if let Some(fetcher) = &self.fetcher {
             let counts = fetcher.handle().counts();
-            self.counters.oidc_fetches.set(counts.fetches);
-            self.counters.oidc_fetch_failures.set(counts.failures);
+            let (fetches, failures) = self.fetched_before;
+            self.counters.oidc_fetches.set(fetches + counts.fetches);
+            self.counters
+                .oidc_fetch_failures
+                .set(failures + counts.failures);
             self.counters.oidc_keys.set(counts.keys);
             self.counters.oidc_fetched_s.set(counts.last_success_unix_s);
         }
@@ -457,18 +535,16 @@ impl Watcher {
             self.counters.reload_failing.set(0);
             return;
         }
-        let number = self.loaded.security.number + 1;
-        match self.loaded.loader.build(&files, number) {
+        let former = (&self.loaded.files, &*self.loaded.security);
+        match self.loaded.loader.build(&files, Some(former)) {
             Ok(security) => {
+                let number = security.number;
                 tracing::info!(number, "changed credentials are in force");
                 self.broken = None;
                 self.counters.reloads.count();
                 self.counters.reload_failing.set(0);
                 let former = std::mem::replace(&mut self.loaded.files, files);
-                self.put_in_force(Security {
-                    judge: self.loaded.security.judge.clone(),
-                    ..security
-                });
+                self.put_in_force(security);
                 self.tell_of_certificates();
                 self.follow_authorities(&former);
             }

@@ -11,11 +11,12 @@
 //! in force is not used any more: its next request goes over a fresh one.
 //!
 //! **Deadlines.** Resolving the address and connecting take at most
-//! [`Dialing::timeout`] together; the handshake, if any, writing a request and reading
-//! its answer take at most [`Timeouts::exchange`](crate::runtime::Timeouts) together. A
-//! request on a fresh connection so ends within both; one that is tried once more, within
-//! another exchange and both. The second is kept by the core's [`Deadlines`], to a tick:
-//! an overdue connection is shut down, so that the pending call ends by itself.
+//! [`Dialing::timeout`] together; a handshake takes at most
+//! [`Timeouts::read`](crate::runtime::Timeouts); writing a request and reading its answer
+//! take at most [`Timeouts::exchange`](crate::runtime::Timeouts) together. A request on a
+//! fresh connection so ends within all three; one that is tried once more, within another
+//! exchange and all of them. The core's [`Deadlines`] keep the last two, to a tick: an
+//! overdue connection is shut down, so that the pending call ends by itself.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -218,12 +219,12 @@ impl Client {
         let left = limit.saturating_sub(begun.elapsed());
         let stream = runtime::connect(address, left, self.steering).await?;
         let watch = self.dialing.deadlines.watch(stream.aborter());
-        watch.wait_for(Wait::Exchange);
         let tls = self.dialing.access.borrow().tls.clone();
         let channel = match &tls {
             None => Channel::Plain(stream),
             Some(tls) => self.shake_hands(stream, tls, &watch).await?,
         };
+        watch.wait_for(Wait::Exchange);
         self.open = Some(Open {
             channel,
             watch,
@@ -242,6 +243,7 @@ impl Client {
             Some(name) => name.clone(),
             None => server_name(&self.address)?,
         };
+        watch.wait_for(Wait::Handshake);
         match tls::connect(stream, Arc::clone(&tls.config), name).await {
             Ok(stream) => Ok(Channel::Tls(Box::new(stream))),
             Err(_) if watch.expired().is_some() => Err(io::ErrorKind::TimedOut.into()),

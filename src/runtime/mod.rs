@@ -49,6 +49,7 @@ pub use self::driver::{DriverChoice, DriverKind, DriverReport};
 pub use self::handoff::{Giver, Taker, handoff};
 pub use self::mailbox::{RECEIVE_BATCH_MAX, Receiver, Sender, TrySendError, mailbox};
 pub use self::memory::memory_limit_bytes;
+use self::pending::Phase;
 pub use self::pending::dropped_pending_io;
 pub use self::resolve::resolve;
 pub use self::segment::Segment;
@@ -56,7 +57,7 @@ pub use self::sockets::{
     Aborter, Closer, Listener, Steering, Stream, bind_alone, bind_reuseport, connect, steer,
 };
 
-pub use self::transport::Transport;
+pub use self::transport::{Resumed, Transport};
 
 use std::future::Future;
 use std::io;
@@ -98,12 +99,16 @@ pub async fn sleep(duration: Duration) {
 }
 
 /// Lets this core have one whole turn before going on: I/O completions, timers, wake-ups
-/// from other cores, and the tasks they make ready. Returns at once off a core.
+/// from other cores, and the tasks they make ready. Returns at once off a core, and never
+/// on one that has ended: there are no more turns, and a task that waits for something by
+/// yielding would keep the core from ending.
 ///
 /// A task that works for longer than about 100 microseconds calls it now and then.
 /// Yielding by waking oneself is not enough: with io_uring, I/O would starve.
 pub async fn yield_to_io() {
-    if pending::RunningCore::here() {
-        backend::yield_to_io().await;
+    match pending::RunningCore::phase() {
+        Phase::None => {}
+        Phase::Running => backend::yield_to_io().await,
+        Phase::Ended => std::future::pending().await,
     }
 }

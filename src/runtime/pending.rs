@@ -15,8 +15,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
+/// What a thread has to do with cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It runs none.
+    None,
+    /// It runs one.
+    Running,
+    /// It has run one, whose tasks are being dropped, some after a last turn.
+    Ended,
+}
+
 thread_local! {
-    static CORE_RUNS: Cell<bool> = const { Cell::new(false) };
+    static PHASE: Cell<Phase> = const { Cell::new(Phase::None) };
 }
 
 /// How many pending I/O futures this process has dropped. Anything but zero is a defect.
@@ -29,18 +40,22 @@ pub(super) struct RunningCore(());
 
 impl RunningCore {
     pub(super) fn enter() -> Self {
-        CORE_RUNS.set(true);
+        PHASE.set(Phase::Running);
         Self(())
     }
 
     pub(super) fn here() -> bool {
-        CORE_RUNS.get()
+        PHASE.get() == Phase::Running
+    }
+
+    pub(super) fn phase() -> Phase {
+        PHASE.get()
     }
 }
 
 impl Drop for RunningCore {
     fn drop(&mut self) {
-        CORE_RUNS.set(false);
+        PHASE.set(Phase::Ended);
     }
 }
 

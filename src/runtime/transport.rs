@@ -55,3 +55,53 @@ impl Transport for Stream {
         Stream::set_linger_zero(self)
     }
 }
+
+/// A transport of which something was received already: that is read first.
+pub struct Resumed<T> {
+    transport: T,
+    received: Vec<u8>,
+}
+
+impl<T> Resumed<T> {
+    /// Reads `received`, then what `transport` receives.
+    pub fn new(transport: T, received: Vec<u8>) -> Self {
+        Self {
+            transport,
+            received,
+        }
+    }
+}
+
+impl<T: Transport> Transport for Resumed<T> {
+    async fn read(&mut self, mut buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+        let room = buf.capacity() - buf.len();
+        if self.received.is_empty() || room == 0 {
+            return self.transport.read(buf).await;
+        }
+        let count = room.min(self.received.len());
+        buf.extend(self.received.drain(..count));
+        if self.received.is_empty() {
+            self.received = Vec::new();
+        }
+        (Ok(count), buf)
+    }
+
+    fn write_all(&mut self, buf: Vec<u8>) -> impl Future<Output = (io::Result<()>, Vec<u8>)> {
+        self.transport.write_all(buf)
+    }
+
+    fn write_vectored_all(
+        &mut self,
+        parts: Vec<Segment>,
+    ) -> impl Future<Output = (io::Result<()>, Vec<Segment>)> {
+        self.transport.write_vectored_all(parts)
+    }
+
+    fn shutdown_write(&mut self) -> impl Future<Output = io::Result<()>> {
+        self.transport.shutdown_write()
+    }
+
+    fn set_linger_zero(&self) -> io::Result<()> {
+        self.transport.set_linger_zero()
+    }
+}

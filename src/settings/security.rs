@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+
 use super::value::{self, DAY};
 use super::{Given, SettingsError};
 use crate::auth::oidc::Issuer;
@@ -56,6 +58,18 @@ pub struct ListenerTls {
     pub client_required: bool,
 }
 
+/// Whom a node with TLS between nodes serves, and how it speaks to them. A running cluster
+/// goes from none to [`PeerMode::Require`] by way of both others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerMode {
+    /// Only under TLS.
+    Require,
+    /// Serves both, speaks TLS.
+    Prefer,
+    /// Serves both, speaks in the clear.
+    Accept,
+}
+
 /// What TLS between nodes is made of.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -63,7 +77,8 @@ pub struct PeerTls {
     pub certificate: NamedFile,
     pub key: NamedFile,
     pub ca: NamedFile,
-    pub server_name: Option<String>,
+    pub mode: PeerMode,
+    pub server_name: Option<ServerName<'static>>,
 }
 
 /// An issuer of identity tokens.
@@ -227,9 +242,15 @@ fn listener(
 
 fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
     const SERVER_NAME: &str = "HYPERCACHE_PEER_TLS_SERVER_NAME";
-    let server_name = given.get(SERVER_NAME, |name| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
-        name.bytes().all(plain).then(|| name.to_owned())
+    let mode = given.get("HYPERCACHE_PEER_TLS_MODE", |mode| match mode {
+        "require" => Some(PeerMode::Require),
+        "prefer" => Some(PeerMode::Prefer),
+        "accept" => Some(PeerMode::Accept),
+        _ => None,
+    })?;
+    let server_name = given.get(SERVER_NAME, |name| match name {
+        "" => Some(None),
+        name => ServerName::try_from(name.to_owned()).ok().map(Some),
     })?;
     let files = all_or_none(
         given,
@@ -240,16 +261,17 @@ fn peers(given: &Given) -> Result<Option<PeerTls>, SettingsError> {
         ],
     )?;
     let Some([certificate, key, ca]) = files else {
-        return match server_name.is_empty() {
-            true => Ok(None),
-            false => Err(missing(SERVER_NAME, "HYPERCACHE_PEER_TLS_CERT")),
+        return match server_name {
+            None => Ok(None),
+            Some(_) => Err(missing(SERVER_NAME, "HYPERCACHE_PEER_TLS_CERT")),
         };
     };
     Ok(Some(PeerTls {
         certificate,
         key,
         ca,
-        server_name: (!server_name.is_empty()).then_some(server_name),
+        mode,
+        server_name,
     }))
 }
 

@@ -423,6 +423,12 @@ pub const TABLE: &[Setting] = &[
         "PEM authorities of the nodes' certificates",
     ),
     setting(
+        "HYPERCACHE_PEER_TLS_MODE",
+        "require",
+        "require, prefer or accept",
+        "accept and prefer serve peers in the clear too, accept also speaks to them so: steps to TLS",
+    ),
+    setting(
         "HYPERCACHE_PEER_TLS_SERVER_NAME",
         "",
         "a DNS name",

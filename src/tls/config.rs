@@ -330,3 +330,6 @@ fn roots(ca_pem: &[u8]) -> Result<RootCertStore, ConfigError> {
     }
     Ok(roots)
 }
+
+#[cfg(test)]
+mod tests;

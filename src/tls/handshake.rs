@@ -276,11 +276,26 @@ pub async fn accept(
     handshakes: &Rc<Handshakes>,
     watch: &Watch,
 ) -> Result<TlsStream, HandshakeError> {
+    accept_begun(stream, Vec::new(), tls, handshakes, watch).await
+}
+
+/// The same with a client of whom this much was received already.
+///
+/// # Errors
+///
+/// See [`accept`].
+pub async fn accept_begun(
+    stream: Stream,
+    received: Vec<u8>,
+    tls: &ServerTls,
+    handshakes: &Rc<Handshakes>,
+    watch: &Watch,
+) -> Result<TlsStream, HandshakeError> {
     let result = match handshakes.begin() {
         None => Err((HandshakeError::Refused, None)),
         Some(_slot) => {
             watch.wait_for(Wait::Handshake);
-            let accepted = serve(stream, tls, handshakes).await;
+            let accepted = serve(stream, received, tls, handshakes).await;
             let in_time = watch.expired() != Some(Wait::Handshake);
             watch.wait_for(Wait::Nothing);
             match accepted {
@@ -312,10 +327,15 @@ type Failure = (HandshakeError, Option<Stream>);
 /// A server's side of a handshake.
 async fn serve(
     stream: Stream,
+    received: Vec<u8>,
     tls: &ServerTls,
     handshakes: &Rc<Handshakes>,
 ) -> Result<TlsStream, Failure> {
-    let mut wire = Wire::new(stream);
+    let mut wire = Wire {
+        received: received.len(),
+        input: received,
+        stream,
+    };
     // The endpoint is made when there is something to look at: a client that only
     // connects, or dribbles, costs no more than its buffer.
     let end = wire.record(0).await.map_err(|error| (error, None))?;

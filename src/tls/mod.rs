@@ -15,5 +15,9 @@ mod session;
 pub mod stream;
 
 pub use self::config::{ClientAuth, ClientVerifier, ServerTls, client_config, server_config};
-pub use self::handshake::{HandshakeError, Handshakes, accept, connect};
+pub use self::handshake::{HandshakeError, Handshakes, accept, accept_begun, connect};
 pub use self::stream::TlsStream;
+
+#[cfg(test)]
+#[path = "../../tests/support/certificates.rs"]
+mod certificates;

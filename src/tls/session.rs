@@ -426,3 +426,6 @@ fn close_notify<Data>(
         _ => Err(EncryptError::EncryptExhausted),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,7 +86,9 @@ fn bodies_that_together_exceed_the_limit(framing: &str, first: &[u8], part: &[u8
     assert!(stored > 0, "some find room");
     assert!(buffered as usize <= LIMIT + 4 * MIB, "{buffered}");
     assert!(highest < before + LIMIT + SLACK, "{before} to {highest}");
-    assert!(metric(&node, "requests_crowded_total") as usize >= refused);
+    wait_for_metric(&node, "requests_crowded_total", |counted| {
+        counted as usize >= refused
+    });
     drop(clients);
     wait_for_metric(&node, "buffered_bytes", |bytes| bytes == 0);
     let put = node.connect().put("/v1/cache/k", &vec![b'v'; 3 * MIB]);

@@ -102,9 +102,10 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether it might be accepted once the issuer's keys are fetched again.
+    /// Whether it might be accepted once the issuer's keys are fetched again: some issuers
+    /// put another key behind the same id.
     pub fn refetch_may_help(self) -> bool {
-        matches!(self, Self::UnknownKey | Self::NoKeys)
+        matches!(self, Self::UnknownKey | Self::NoKeys | Self::Signature)
     }
 }
 
