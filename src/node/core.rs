@@ -86,6 +86,12 @@ const REAP_STEPS: usize = 512;
 /// and as many of peers.
 const SCANS_MAX: usize = 2;
 
+/// How many batches wait for their turn when there is no room for all, and how often and
+/// how soon each asks again then.
+const CROWDED_QUEUE_MAX: usize = 32;
+const CROWDED_TRIES: usize = 5;
+const CROWDED_PAUSE: Duration = Duration::from_millis(10);
+
 /// How many frames of peers one core has outstanding at another: they come back after
 /// one turn of that core.
 const FRAMES_MAX: usize = 64;
@@ -318,6 +324,11 @@ impl Credits {
             }
         })
         .await;
+    }
+
+    /// How many wait for a permit.
+    fn queue_len(&self) -> usize {
+        self.waiting.borrow().len()
     }
 
     pub(super) fn release(&self) {
@@ -888,6 +899,25 @@ impl Core {
         }
     }
 
+    /// Asks again for values that found no room: where many batches came at once and none
+    /// of them got all it needs, one after the other does.
+    async fn ask_in_turn(&self, link: &Link, exchange: &mut Exchange) {
+        if self.crowded.queue_len() >= CROWDED_QUEUE_MAX {
+            return;
+        }
+        exchange.ask_again();
+        self.crowded.acquire().await;
+        for tries_left in (0..CROWDED_TRIES).rev() {
+            self.complete(link, exchange).await;
+            if tries_left == 0 || !exchange.is_crowded() {
+                break;
+            }
+            exchange.ask_again();
+            runtime::sleep(CROWDED_PAUSE).await;
+        }
+        self.crowded.release();
+    }
+
     fn home(&self, link: &Link, served_by: CoreId) -> Home {
         Home {
             core: self.api.core,
@@ -1079,12 +1109,8 @@ impl Service for Rc<Core> {
                     }
                 };
                 self.complete(link, &mut turn.exchange).await;
-                let in_turn = turn.exchange.is_crowded();
-                if in_turn {
-                    // Many at once, and none of them got all it needs: one after the other.
-                    turn.exchange.ask_again();
-                    self.crowded.acquire().await;
-                    self.complete(link, &mut turn.exchange).await;
+                if turn.exchange.is_crowded() {
+                    self.ask_in_turn(link, &mut turn.exchange).await;
                 }
                 turn.answers.room = self.common.buffers.answer_room();
                 let view = self.view();
@@ -1101,9 +1127,6 @@ impl Service for Rc<Core> {
                 };
                 request.answer(&entries, exchange, &mut writer, now);
                 turn.exchange.reset();
-                if in_turn {
-                    self.crowded.release();
-                }
             }
         }
     }

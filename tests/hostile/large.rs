@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::thread;
 
-use crate::hostile::{MIB, Neighbours, metric, resident, show};
+use crate::hostile::{MIB, Neighbours, metric, resident, show, wait_for_metric};
 use crate::node::{Client, Node, request};
 
 /// A request with a field that is no plain header.
@@ -91,7 +91,7 @@ fn whatever_is_too_large_to_be_served_is_refused_and_the_connection_goes_on() {
     client
         .put("/v1/cache/k", &value)
         .expect_error(413, "TOO_LARGE");
-    assert_eq!(metric(&node, "values_too_large_total"), 1);
+    wait_for_metric(&node, "values_too_large_total", |refused| refused == 1);
 
     let items = format!("{{\"keys\":[{}\"k\"]}}", "\"k\",".repeat(1000));
     client
