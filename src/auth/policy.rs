@@ -21,6 +21,8 @@ const BCRYPT_COST_MIN: u32 = 4;
 /// The most expensive bcrypt hash that is taken: it costs about a second to check.
 const BCRYPT_COST_MAX: u32 = 14;
 const NAME_CHARS_MAX: usize = 256;
+/// The longest key that an error repeats: longer than any there is.
+const KEY_CHARS_SHOWN_MAX: usize = 32;
 
 /// A user that shows a password.
 #[derive(Debug)]
@@ -318,17 +320,27 @@ fn identity(
     Ok(Arc::new(Identity { id, scopes }))
 }
 
-/// Says what is wrong with the YAML, and where. A message about a value of the wrong
-/// type repeats the value, which may be a secret: then only the place is told.
+/// Says what is wrong with the YAML, and where. A message that repeats a value, or a key
+/// that does not look like one, may repeat a secret: then only the place is told.
 fn yaml_error(error: &serde_norway::Error) -> PolicyError {
     let message = error.to_string();
-    if !message.contains("invalid type") && !message.contains("invalid value") {
+    let plain = |char: char| char.is_ascii_lowercase() || char == '_';
+    let key = message
+        .split_once("unknown field `")
+        .and_then(|(_, rest)| rest.split_once('`'))
+        .map_or("", |(key, _)| key);
+    let shows_value = message.contains("invalid type") || message.contains("invalid value");
+    if !shows_value && key.len() <= KEY_CHARS_SHOWN_MAX && key.chars().all(plain) {
         return PolicyError(message);
     }
+    let what = match key {
+        "" => "a value of the wrong type",
+        _ => "an unknown key",
+    };
     let place = error.location().map_or_else(String::new, |at| {
         format!(" at line {} column {}", at.line(), at.column())
     });
-    PolicyError(format!("a value of the wrong type{place}"))
+    PolicyError(format!("{what}{place}"))
 }
 
 #[cfg(test)]
@@ -456,6 +468,8 @@ mod tests {
     fn an_error_does_not_repeat_a_secret() {
         for text in [
             "tokens: hunter2",
+            "tokens: [{id: a, token:hunter2, scopes: [read]}]",
+            "tokens: [{id: a, token:hunter2 hunter2: x}]",
             "tokens: [hunter2]",
             "tokens: [{id: a, token: [hunter2], scopes: [read]}]",
             "tokens: [{id: a, token: 'hunter2 hunter2', scopes: [read]}]",
