@@ -291,18 +291,13 @@ pub async fn accept_begun(
     handshakes: &Rc<Handshakes>,
     watch: &Watch,
 ) -> Result<TlsStream, HandshakeError> {
-    let result = match handshakes.begin() {
-        None => Err((HandshakeError::Refused, None)),
-        Some(_slot) => {
-            watch.wait_for(Wait::Handshake);
-            let accepted = serve(stream, received, tls, handshakes).await;
-            let in_time = watch.expired() != Some(Wait::Handshake);
-            watch.wait_for(Wait::Nothing);
-            match accepted {
-                _ if !in_time => Err((HandshakeError::TimedOut, None)),
-                accepted => accepted,
-            }
-        }
+    watch.wait_for(Wait::Handshake);
+    let accepted = serve(stream, received, tls, handshakes, watch).await;
+    let in_time = watch.expired() != Some(Wait::Handshake);
+    watch.wait_for(Wait::Nothing);
+    let result = match accepted {
+        _ if !in_time => Err((HandshakeError::TimedOut, None)),
+        accepted => accepted,
     };
     match result {
         Ok(stream) => {
@@ -330,6 +325,7 @@ async fn serve(
     received: Vec<u8>,
     tls: &ServerTls,
     handshakes: &Rc<Handshakes>,
+    watch: &Watch,
 ) -> Result<TlsStream, Failure> {
     let mut wire = Wire {
         received: received.len(),
@@ -339,9 +335,11 @@ async fn serve(
     // The endpoint is made when there is something to look at: a client that only
     // connects, or dribbles, costs no more than its buffer.
     let end = wire.record(0).await.map_err(|error| (error, None))?;
+    // Nor does it take the place of one that speaks.
+    let _slot = handshakes.begin().ok_or((HandshakeError::Refused, None))?;
     let session = Session::server(Arc::clone(&tls.config));
     let mut session = session.map_err(|error| (error.into(), None))?;
-    let shaken = shake(&mut wire, &mut session, end, tls, handshakes).await;
+    let shaken = shake(&mut wire, &mut session, end, (tls, watch), handshakes).await;
     let alert = session.take_output();
     match shaken {
         Ok(()) => Ok(TlsStream::new(wire.stream, session, wire.input)),
@@ -358,12 +356,16 @@ async fn shake(
     wire: &mut Wire,
     session: &mut Session,
     mut end: usize,
-    tls: &ServerTls,
+    (tls, watch): (&ServerTls, &Watch),
     handshakes: &Rc<Handshakes>,
 ) -> Result<(), HandshakeError> {
     for _ in 0..RECORDS_MAX {
         let input = &mut wire.input;
-        let step = handshakes.step(|| server_step(session, tls, input, end));
+        let step = handshakes.step(|| match watch.expired() {
+            None => server_step(session, tls, input, end),
+            // It waited too long for its turn: computing would be in vain.
+            Some(_) => Err(HandshakeError::TimedOut),
+        });
         step.await?;
         wire.send(session.take_output()).await?;
         if !session.state().is_handshaking() {

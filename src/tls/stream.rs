@@ -61,8 +61,9 @@ fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 pub struct TlsStream {
     stream: Stream,
     session: Session,
-    /// Received and not opened.
+    /// Received and not opened, from `input_at` on.
     input: Vec<u8>,
+    input_at: usize,
     /// Opened and not given out, from `plain_at` on.
     plain: Vec<u8>,
     plain_at: usize,
@@ -78,6 +79,7 @@ impl TlsStream {
             stream,
             session,
             input,
+            input_at: 0,
             plain: Vec::new(),
             plain_at: 0,
             failed: None,
@@ -129,9 +131,10 @@ impl TlsStream {
             }
             if self.session.is_closed_by_peer() {
                 self.input = Vec::new();
+                self.input_at = 0;
                 return (Ok(0), buf);
             }
-            let opened = match self.session.next(&self.input) {
+            let opened = match self.session.next(&self.input[self.input_at..]) {
                 Next::Whole { .. } => self.open_input(&mut buf),
                 Next::Missing { bytes } if !self.input.is_empty() => {
                     match self.read_rest(bytes).await {
@@ -156,14 +159,23 @@ impl TlsStream {
                     data: 0,
                     records: 0,
                 } => {}
-                Opened { data: 0, .. } => yield_to_io().await,
-                Opened { data, .. } => return (Ok(data), buf),
+                Opened { data, records } => {
+                    // With data or without: records may be as small as the peer likes.
+                    if data == 0 || records == RECORDS_PER_TURN {
+                        yield_to_io().await;
+                    }
+                    if data > 0 {
+                        return (Ok(data), buf);
+                    }
+                }
             }
         }
     }
 
     /// Reads into the own buffer, where a record has begun.
     async fn read_rest(&mut self, missing: usize) -> io::Result<usize> {
+        self.input.drain(..self.input_at);
+        self.input_at = 0;
         self.input.reserve(missing.max(REST_BYTES_MIN));
         let (read, input) = self.stream.read(std::mem::take(&mut self.input)).await;
         self.input = input;
@@ -174,11 +186,11 @@ impl TlsStream {
     fn open_input(&mut self, buf: &mut Vec<u8>) -> Opened {
         let mut input = std::mem::take(&mut self.input);
         let opened = with_scratch(|scratch| {
-            let (done, records) = self.open(&mut input, scratch);
-            if done == input.len() {
+            let (done, records) = self.open(&mut input[self.input_at..], scratch);
+            self.input_at += done;
+            if self.input_at == input.len() {
                 input = Vec::new();
-            } else {
-                input.drain(..done);
+                self.input_at = 0;
             }
             let data = self.deliver(scratch, buf);
             Opened { data, records }
