@@ -3,6 +3,10 @@
 //!
 //! Runs on the control thread, beside the data cores, on the same connection code as
 //! the client listener; it reads what the cores count and never waits for them.
+//!
+//! When it has as many connections as it may, the one that has been idle for longest is
+//! closed for a new one, so that those who hold connections without using them do not keep
+//! a kubelet out; only when none is idle the new one is refused.
 
 mod cluster;
 
@@ -33,11 +37,12 @@ use crate::operations::Exchange;
 use crate::runtime::{self, Deadlines, Listener, Stream, Timeouts};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::prometheus::Exposition;
+use crate::telemetry::security::SecurityCounters;
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
 
 /// How many management connections may be open.
-const CONNECTIONS_MAX: usize = 256;
+pub const CONNECTIONS_MAX: usize = 256;
 
 /// What their requests and answers may take together while under way.
 const BUFFER_BYTES_MAX: usize = 32 << 20;
@@ -61,10 +66,13 @@ pub struct Management {
     pub readiness: Arc<Readiness>,
     /// The cluster.
     pub control: Rc<Control>,
+    /// Where it counts.
+    pub counters: Arc<SecurityCounters>,
 }
 
 struct Serving {
     management: Management,
+    deadlines: Rc<Deadlines>,
     handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
     date: Cell<HttpDate>,
@@ -80,23 +88,33 @@ fn unix_seconds() -> u64 {
 impl Management {
     /// Serves until the process ends.
     pub async fn run(self, listener: Listener, limits: Limits, timeouts: Timeouts) {
+        let deadlines = Deadlines::new(timeouts);
         let serving = Rc::new(Serving {
             management: self,
+            deadlines: Rc::clone(&deadlines),
             handshakes: Handshakes::new(CONNECTIONS_MAX),
             pace: Cell::default(),
             date: Cell::new(HttpDate::at(unix_seconds())),
         });
-        let deadlines = Deadlines::new(timeouts);
         let common = Common::new(limits, Buffers::new(Pool::new(BUFFER_BYTES_MAX)));
-        runtime::spawn(tick(Rc::clone(&serving), Rc::clone(&deadlines)));
+        runtime::spawn(tick(Rc::clone(&serving)));
         loop {
             match listener.accept().await {
-                Ok((stream, _)) if deadlines.open() < CONNECTIONS_MAX => {
-                    let watch = deadlines.watch(stream.aborter());
-                    let (serving, common) = (Rc::clone(&serving), Rc::clone(&common));
-                    runtime::spawn(serving.serve(stream, watch, common));
+                Ok((stream, _)) => {
+                    let crowded = deadlines.open() >= CONNECTIONS_MAX;
+                    if deadlines.make_room(CONNECTIONS_MAX) {
+                        let watch = deadlines.watch(stream.aborter());
+                        let (serving, common) = (Rc::clone(&serving), Rc::clone(&common));
+                        runtime::spawn(serving.serve(stream, watch, common));
+                    } else {
+                        let counters = &serving.management.counters;
+                        counters.management_connections_refused.count();
+                    }
+                    if crowded {
+                        // Those that were cut are to go before more come.
+                        runtime::yield_to_io().await;
+                    }
                 }
-                Ok(_) => tracing::warn!("a management connection over the limit was closed"),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed on the management listener");
                     runtime::sleep(TICK).await;
@@ -106,7 +124,7 @@ impl Management {
     }
 }
 
-async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
+async fn tick(serving: Rc<Serving>) {
     let started = Instant::now();
     loop {
         runtime::sleep(TICK).await;
@@ -116,7 +134,7 @@ async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
         let mut pace = serving.pace.get();
         pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
         serving.pace.set(pace);
-        deadlines.sweep(started.elapsed().as_millis() as u64);
+        serving.deadlines.sweep(started.elapsed().as_millis() as u64);
     }
 }
 
@@ -162,6 +180,13 @@ impl Serving {
         }
     }
 
+    /// Copies what this thread counts to where it is read.
+    fn publish(&self) {
+        let counters = &self.management.counters;
+        let displaced = self.deadlines.displaced();
+        counters.management_connections_displaced.set(displaced);
+    }
+
     fn counts(&self) -> Vec<ClusterCounts> {
         let cores = self.management.cluster_counts.iter();
         cores.map(SharedCounts::read).collect()
@@ -195,6 +220,16 @@ impl Serving {
         };
         let body = unready.as_bytes();
         writer.respond(Status::ServiceUnavailable, "text/plain", body, &[]);
+    }
+
+    fn metrics(&self, writer: &mut Writer<'_>) {
+        self.publish();
+        match self.management.exposition.render() {
+            Ok(text) => {
+                writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]);
+            }
+            Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
+        }
     }
 
     fn owners(&self, query: Option<&[u8]>, writer: &mut Writer<'_>) {
@@ -329,12 +364,7 @@ impl Service for Serving {
                 writer.json(Status::Ok, &metrics);
             }
             b"/dist/owners" => self.owners(head.query, &mut writer),
-            b"/metrics" => match self.management.exposition.render() {
-                Ok(text) => {
-                    writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]);
-                }
-                Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
-            },
+            b"/metrics" => self.metrics(&mut writer),
             _ => writer.error(&ApiError::not_found("no such route")),
         }
         None

@@ -829,6 +829,8 @@ impl Core {
         counters.connections_expired_idle.set(expired.idle);
         counters.connections_expired_request.set(expired.request);
         counters.connections_expired_write.set(expired.write);
+        let displaced = self.peer_connections.displaced();
+        counters.peer_connections_displaced.set(displaced);
         let buffers = &self.common.buffers;
         buffers.set_lent(shard.lent_bytes());
         counters.buffered_bytes.set(buffers.held() as u64);

@@ -267,6 +267,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         draining: Arc::clone(&draining),
         readiness: Arc::clone(&readiness),
         control: control_parts,
+        counters: Arc::clone(&security_counters),
         inbox: control_inbox,
         events,
     })?;
@@ -643,6 +644,7 @@ struct ManagementParts {
     draining: Arc<AtomicBool>,
     readiness: Arc<Readiness>,
     control: ControlParts,
+    counters: Arc<SecurityCounters>,
     inbox: Receiver<ControlMessage>,
     events: mpsc::Sender<Event>,
 }
@@ -662,6 +664,7 @@ fn start_management(parts: ManagementParts) -> Result<(), StartError> {
                         draining: parts.draining,
                         readiness: parts.readiness,
                         control: Rc::clone(&control),
+                        counters: parts.counters,
                     };
                     runtime::spawn(control.run(parts.inbox));
                     let listener = Listener::from_std(parts.listener)?;

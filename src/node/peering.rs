@@ -34,11 +34,12 @@ use crate::hash::{CoreCount, CoreId};
 use crate::http::{Connection, Head, Method, Status};
 use crate::peer::client::{Client, Dialing};
 use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
-use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, handoff};
+use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, Watch, handoff};
 use crate::tls;
 
-/// Peer connections one core accepts.
-const CONNECTIONS_MAX: usize = 4096;
+/// Peer connections one core serves: with each node of a cluster as large as may be, one.
+/// Beyond them whoever has been idle for longest makes room.
+pub(super) const CONNECTIONS_MAX: usize = 1024;
 
 /// How many bytes of keys one node lists for another at most.
 const KEYS_BYTES_MAX: usize = 32 << 20;
@@ -231,10 +232,19 @@ impl PeerService {
         loop {
             let core = &service.0;
             match listener.accept().await {
-                Ok((stream, _)) if core.peer_connections.open() < CONNECTIONS_MAX => {
-                    runtime::spawn(Rc::clone(&service).serve(stream));
+                Ok((stream, _)) => {
+                    let crowded = core.peer_connections.open() >= CONNECTIONS_MAX;
+                    if core.peer_connections.make_room(CONNECTIONS_MAX) {
+                        let watch = core.peer_connections.watch(stream.aborter());
+                        runtime::spawn(Rc::clone(&service).serve(stream, watch));
+                    } else {
+                        core.counters.peer_connections_refused.add(1);
+                    }
+                    if crowded {
+                        // Those that were cut are to go before more come.
+                        runtime::yield_to_io().await;
+                    }
                 }
-                Ok(_) => tracing::warn!("a peer connection over the limit was closed"),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed on the peer listener");
                     runtime::sleep(super::core::ACCEPT_PAUSE).await;
@@ -243,9 +253,8 @@ impl PeerService {
         }
     }
 
-    async fn serve(self: Rc<Self>, mut stream: Stream) {
+    async fn serve(self: Rc<Self>, mut stream: Stream, watch: Watch) {
         let core = Rc::clone(&self.0);
-        let watch = core.peer_connections.watch(stream.aborter());
         let common = Rc::clone(&core.peer_common);
         let security = core.door.security();
         let in_the_clear = Visitor::in_the_clear(Entrance::Peer);

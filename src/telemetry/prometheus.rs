@@ -183,6 +183,16 @@ const TABLE: &[Metric] = &[
         |c| &c.peer_frames_hopped,
     ),
     counter(
+        "peer_connections_refused",
+        "Connections of peers closed for being over the limit",
+        |c| &c.peer_connections_refused,
+    ),
+    counter(
+        "peer_connections_displaced",
+        "Idle connections of peers closed to make room for others",
+        |c| &c.peer_connections_displaced,
+    ),
+    counter(
         "peer_unauthorized",
         "Requests refused for want of the peer token",
         |c| &c.peer_unauthorized,
@@ -271,6 +281,20 @@ const NODE_TABLE: &[NodeMetric] = &[
         unit: None,
         kind: MetricType::Gauge,
         read: |c| &c.reload_failing,
+    },
+    NodeMetric {
+        name: "management_connections_refused",
+        help: "Management connections closed for being over the limit",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.management_connections_refused,
+    },
+    NodeMetric {
+        name: "management_connections_displaced",
+        help: "Idle management connections closed to make room for others",
+        unit: None,
+        kind: MetricType::Counter,
+        read: |c| &c.management_connections_displaced,
     },
     NodeMetric {
         name: "oidc_fetches",

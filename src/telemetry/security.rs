@@ -1,5 +1,5 @@
 //! What a node counts about who is let in, beyond its cores: changed by the threads that
-//! verify credentials and re-read files, read when scraped.
+//! verify credentials, re-read files and answer the management listener, read when scraped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,6 +39,10 @@ pub struct SecurityCounters {
     pub reload_failures: Shared,
     /// 1 while files are not as they are in force, because they cannot be taken over.
     pub reload_failing: Shared,
+    /// Management connections turned away because there are as many as there may be.
+    pub management_connections_refused: Shared,
+    /// Idle management connections that were closed to make room for others.
+    pub management_connections_displaced: Shared,
     /// Fetches of the issuer's keys that have ended.
     pub oidc_fetches: Shared,
     /// Those of them that failed.
