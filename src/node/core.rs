@@ -84,7 +84,7 @@ const REAP_STEPS: usize = 512;
 
 /// How many listings one core has under way in another at once, and itself: of clients,
 /// and as many of peers.
-const SCANS_MAX: usize = 2;
+pub(super) const SCANS_MAX: usize = 2;
 
 /// How many frames of peers one core has outstanding at another: they come back after
 /// one turn of that core.

@@ -57,3 +57,18 @@ fn idle_strangers_do_not_keep_peers_from_their_listener() {
     assert!(!node.has_logged("over the limit"));
     drop(strangers);
 }
+
+#[test]
+fn descriptors_are_asked_for_all_connections_that_may_be_open() {
+    let node = patient(&[("HYPERCACHE_CONNECTIONS", "1000")]);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let words: Vec<&str> = line.unwrap().split_whitespace().collect();
+    let (granted, most) = (words[3], words[4]);
+    // Clients, peers on two cores, management.
+    let accepted: u64 = 1000 + 2 * 1024 + 256;
+    let enough = granted == "unlimited" || granted.parse::<u64>().unwrap() > accepted;
+    // Or as many as there may be, and that is told.
+    let told = || node.has_logged_soon("the limit on open files is lower");
+    assert!(enough || (granted == most && told()), "{granted} of {most}");
+}
