@@ -134,7 +134,9 @@ async fn tick(serving: Rc<Serving>) {
         let mut pace = serving.pace.get();
         pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
         serving.pace.set(pace);
-        serving.deadlines.sweep(started.elapsed().as_millis() as u64);
+        serving
+            .deadlines
+            .sweep(started.elapsed().as_millis() as u64);
     }
 }
 
@@ -393,11 +395,12 @@ impl Service for Serving {
         }
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+    fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         turn.closes = true;
         let (date, view) = (self.date.get(), self.management.control.view());
-        self.writer(turn, &view, &date, Connection::Close)
-            .error(error);
+        let mut writer = self.writer(turn, &view, &date, Connection::Close);
+        writer.head_only = head_only;
+        writer.error(error);
     }
 
     async fn settle(&self, _link: &Told, _turn: &mut Turn) {}

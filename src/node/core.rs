@@ -1037,14 +1037,16 @@ impl Service for Rc<Core> {
         job
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+    fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         // The door counts those it turns away itself.
         self.counters
             .requests_refused
             .add(u64::from(!error.is_about_the_caller()));
         turn.closes = true;
-        self.writer(turn, &self.view(), &self.date.get(), Connection::Close)
-            .error(error);
+        let (view, date) = (self.view(), self.date.get());
+        let mut writer = self.writer(turn, &view, &date, Connection::Close);
+        writer.head_only = head_only;
+        writer.error(error);
     }
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {

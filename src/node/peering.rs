@@ -222,6 +222,22 @@ pub enum PeerJob {
     Drain,
 }
 
+/// What the request says of its answer's form.
+#[derive(Clone, Copy)]
+pub struct Form {
+    connection: Connection,
+    head_only: bool,
+}
+
+impl Form {
+    fn of(head: &Head<'_>) -> Self {
+        Self {
+            connection: Connection::after(head.version, head.keep_alive),
+            head_only: head.method == Method::Head,
+        }
+    }
+}
+
 /// What one core serves on the peer listener.
 pub struct PeerService(Rc<Core>);
 
@@ -287,10 +303,11 @@ impl PeerService {
         }
     }
 
-    fn answer(&self, turn: &mut Turn, connection: Connection, body: Result<&[u8], &ApiError>) {
+    fn answer(&self, turn: &mut Turn, form: Form, body: Result<&[u8], &ApiError>) {
         let view = self.0.view();
         let date = self.0.date.get();
-        let mut writer = self.0.writer(turn, &view, &date, connection);
+        let mut writer = self.0.writer(turn, &view, &date, form.connection);
+        writer.head_only = form.head_only;
         match body {
             Ok(body) => writer.respond(Status::Ok, "application/octet-stream", body, &[]),
             Err(error) => writer.error(error),
@@ -338,7 +355,7 @@ fn malformed() -> ApiError {
 }
 
 impl Service for PeerService {
-    type Job = (PeerJob, Connection);
+    type Job = (PeerJob, Form);
     type Link = Link;
 
     fn turn(&self) -> Turn {
@@ -375,8 +392,7 @@ impl Service for PeerService {
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
         turn.closes |= !head.keep_alive;
-        let connection = Connection::after(head.version, head.keep_alive);
-        self.answer(turn, connection, Err(error));
+        self.answer(turn, Form::of(head), Err(error));
     }
 
     fn handle(
@@ -388,11 +404,11 @@ impl Service for PeerService {
     ) -> Option<Self::Job> {
         let core = &self.0;
         turn.closes |= !head.keep_alive;
-        let connection = Connection::after(head.version, head.keep_alive);
+        let form = Form::of(head);
         if head.path == HEALTH_PATH && matches!(head.method, Method::Get | Method::Head) {
             let (view, date) = (core.view(), core.date.get());
-            let mut writer = core.writer(turn, &view, &date, connection);
-            writer.head_only = head.method == Method::Head;
+            let mut writer = core.writer(turn, &view, &date, form.connection);
+            writer.head_only = form.head_only;
             self.health(&mut writer);
             return None;
         }
@@ -406,8 +422,8 @@ impl Service for PeerService {
                         let now = wall_time();
                         let served = core.cluster.borrow_mut().serve(&body, now, &mut answer);
                         match served {
-                            Ok(()) => self.answer(turn, connection, Ok(&answer)),
-                            Err(_) => self.answer(turn, connection, Err(&malformed())),
+                            Ok(()) => self.answer(turn, form, Ok(&answer)),
+                            Err(_) => self.answer(turn, form, Err(&malformed())),
                         }
                         turn.answers.scratch = answer;
                         return None;
@@ -417,7 +433,7 @@ impl Service for PeerService {
                     }
                     Some(_) => PeerJob::Frame(body.into_owned()),
                     None => {
-                        self.answer(turn, connection, Err(&malformed()));
+                        self.answer(turn, form, Err(&malformed()));
                         return None;
                     }
                 }
@@ -427,25 +443,29 @@ impl Service for PeerService {
             }
             (Method::Post, path) if path == DRAIN_PATH.as_bytes() => PeerJob::Drain,
             (Method::Get, path) if path == KEYS_PATH.as_bytes() => {
-                match browse::plan(head.query, connection) {
+                match browse::plan(head.query, form.connection) {
                     Ok(request) => PeerJob::Keys(request),
                     Err(error) => {
-                        self.answer(turn, connection, Err(&error));
+                        self.answer(turn, form, Err(&error));
                         return None;
                     }
                 }
             }
             _ => {
-                self.answer(turn, connection, Err(&ApiError::not_found("no such route")));
+                self.answer(turn, form, Err(&ApiError::not_found("no such route")));
                 return None;
             }
         };
-        Some((job, connection))
+        Some((job, form))
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+    fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         turn.closes = true;
-        self.answer(turn, Connection::Close, Err(error));
+        let form = Form {
+            connection: Connection::Close,
+            head_only,
+        };
+        self.answer(turn, form, Err(error));
     }
 
     async fn settle(&self, _link: &Link, _turn: &mut Turn) {}
@@ -460,7 +480,7 @@ impl Service for PeerService {
         }
     }
 
-    async fn run(&self, link: &Link, (job, connection): Self::Job, turn: &mut Turn) {
+    async fn run(&self, link: &Link, (job, form): Self::Job, turn: &mut Turn) {
         let body = match job {
             PeerJob::Frame(frame) => match message::split(&frame, self.0.api.cores) {
                 Err(_) => Err(malformed()),
@@ -494,7 +514,7 @@ impl Service for PeerService {
                 let _ = self.0.control.send(ControlMessage::Drain).await;
                 let date = self.0.date.get();
                 let view = self.0.view();
-                let mut writer = self.0.writer(turn, &view, &date, connection);
+                let mut writer = self.0.writer(turn, &view, &date, form.connection);
                 writer.respond(Status::Ok, "text/plain", b"draining", &[]);
                 return;
             }
@@ -509,7 +529,7 @@ impl Service for PeerService {
                 Ok(body)
             }
         };
-        self.answer(turn, connection, body.as_ref().map(Vec::as_slice));
+        self.answer(turn, form, body.as_ref().map(Vec::as_slice));
     }
 }
 

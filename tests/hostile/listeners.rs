@@ -52,7 +52,9 @@ fn idle_strangers_do_not_keep_peers_from_their_listener() {
     let strangers = idle(peer(&node), 1024 + 100);
     let mut other = Client::connect(peer(&node));
     assert!([200, 503].contains(&other.get("/health").status));
-    wait_for_metric(&node, "peer_connections_displaced_total", |count| count == 101);
+    wait_for_metric(&node, "peer_connections_displaced_total", |count| {
+        count == 101
+    });
     assert_eq!(metric(&node, "peer_connections_refused_total"), 0);
     assert!(!node.has_logged("over the limit"));
     drop(strangers);
@@ -62,7 +64,9 @@ fn idle_strangers_do_not_keep_peers_from_their_listener() {
 fn descriptors_are_asked_for_all_connections_that_may_be_open() {
     let node = patient(&[("HYPERCACHE_CONNECTIONS", "1000")]);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
-    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
     let words: Vec<&str> = line.unwrap().split_whitespace().collect();
     let (granted, most) = (words[3], words[4]);
     // Clients, peers on two cores, management.
@@ -71,4 +75,45 @@ fn descriptors_are_asked_for_all_connections_that_may_be_open() {
     // Or as many as there may be, and that is told.
     let told = || node.has_logged_soon("the limit on open files is lower");
     assert!(enough || (granted == most && told()), "{granted} of {most}");
+}
+
+#[test]
+fn no_answer_to_head_has_a_body_whatever_is_wrong() {
+    let node = Node::start(&[
+        ("HYPERCACHE_PEER_TOKEN", "peers"),
+        ("HYPERCACHE_READ_TIMEOUT", "300ms"),
+    ]);
+    let token = "Authorization: Bearer peers\r\n";
+    let mut client = Client::connect(peer(&node));
+    for (target, headers, status) in [
+        ("/peer/v1/keys", "", 401),
+        ("/nowhere", token, 404),
+        ("/peer/v1/keys", token, 404),
+        ("/health", "", 200),
+    ] {
+        let answer = client.request("HEAD", target, headers, b"");
+        // Were there a body, it would be taken for the start of the next answer.
+        assert!(
+            [status, 503].contains(&answer.status),
+            "{target}: {answer:?}"
+        );
+    }
+    let long = "x".repeat(9000);
+    for address in [&node.api, &node.mgmt, peer(&node)] {
+        for (request, status) in [
+            (format!("HEAD /{long} HTTP/1.1\r\nHost: t\r\n\r\n"), 414),
+            (
+                format!("HEAD / HTTP/1.1\r\nHost: t\r\nX: {long}{long}\r\n\r\n"),
+                431,
+            ),
+            ("HEAD / HTTP/1.1\r\n\r\n".to_owned(), 400),
+            ("HEAD / HTTP/1.1\r\nHost: ".to_owned(), 408),
+        ] {
+            let mut client = Client::connect(address);
+            client.send(request);
+            let answer = client.answer_to("HEAD");
+            assert_eq!(answer.status, status, "{address}");
+            client.expect_closed();
+        }
+    }
 }
