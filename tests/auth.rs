@@ -142,6 +142,26 @@ fn every_route_of_the_management_listener_but_health_wants_to_know_who_asks() {
 }
 
 #[test]
+fn whom_the_management_listener_turns_away_is_counted() {
+    let folder = Folder::new();
+    let policy = folder.file("policy.yaml", BY_SCOPE);
+    let node = Node::start(&[(POLICY, &policy)]);
+    let mut client = Client::connect(&node.mgmt);
+    client.get("/metrics").expect_error(401, "UNAUTHORIZED");
+    get(&mut client, "/metrics", "wrong").expect_error(401, "UNAUTHORIZED");
+    get(&mut client, "/metrics", "write").expect_error(403, "FORBIDDEN");
+    let counted = |name: &str| {
+        metric(
+            &node,
+            "read",
+            &format!("hypercache_management_{name}_total"),
+        )
+    };
+    assert_eq!(counted("unauthorized"), 2);
+    assert_eq!(counted("forbidden"), 1);
+}
+
+#[test]
 fn only_the_peer_token_or_an_admin_has_a_node_drain() {
     let folder = Folder::new();
     let policy = folder.file("policy.yaml", BY_SCOPE);

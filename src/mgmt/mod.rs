@@ -187,6 +187,18 @@ impl Serving {
         let counters = &self.management.counters;
         let displaced = self.deadlines.displaced();
         counters.management_connections_displaced.set(displaced);
+        let refused = self.management.control.door().refused();
+        counters.management_unauthorized.set(refused.unauthorized);
+        counters.management_forbidden.set(refused.forbidden);
+        counters.management_verifications_refused.set(refused.busy);
+        let handshakes = self.handshakes.counts();
+        counters.management_handshakes.set(handshakes.completed);
+        counters.management_handshakes_failed.set(handshakes.failed);
+        let timed_out = handshakes.timed_out;
+        counters.management_handshakes_timed_out.set(timed_out);
+        counters
+            .management_handshakes_refused
+            .set(handshakes.refused);
     }
 
     fn counts(&self) -> Vec<ClusterCounts> {

@@ -43,6 +43,20 @@ pub struct SecurityCounters {
     pub management_connections_refused: Shared,
     /// Idle management connections that were closed to make room for others.
     pub management_connections_displaced: Shared,
+    /// Management requests that showed no credentials that count.
+    pub management_unauthorized: Shared,
+    /// Management requests by callers that lack the scope.
+    pub management_forbidden: Shared,
+    /// Management requests whose credentials could not be verified then.
+    pub management_verifications_refused: Shared,
+    /// TLS handshakes on the management listener that became connections.
+    pub management_handshakes: Shared,
+    /// Those that came to no good end.
+    pub management_handshakes_failed: Shared,
+    /// Those that took too long.
+    pub management_handshakes_timed_out: Shared,
+    /// Those that were not begun because as many as may be were under way.
+    pub management_handshakes_refused: Shared,
     /// Fetches of the issuer's keys that have ended.
     pub oidc_fetches: Shared,
     /// Those of them that failed.
