@@ -9,6 +9,7 @@
 //! a kubelet out; only when none is idle the new one is refused.
 
 mod cluster;
+pub mod routes;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -40,6 +41,7 @@ use crate::telemetry::prometheus::Exposition;
 use crate::telemetry::security::SecurityCounters;
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
+use routes::{Operation, Route};
 
 /// How many management connections may be open.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -140,18 +142,12 @@ async fn tick(serving: Rc<Serving>) {
     }
 }
 
-/// Every path, all of them for reading, and what the caller must hold.
-const PATHS: &[(&[u8], Option<Scope>)] = &[
-    (b"/health", None),
-    (b"/metrics", Some(Scope::Read)),
-    (b"/cluster/members", Some(Scope::Read)),
-    (b"/cluster/ring", Some(Scope::Read)),
-    (b"/cluster/heartbeat", Some(Scope::Read)),
-    (b"/cluster/events", Some(Scope::Read)),
-    (b"/cluster/rebalance", Some(Scope::Read)),
-    (b"/dist/metrics", Some(Scope::Read)),
-    (b"/dist/owners", Some(Scope::Read)),
-];
+/// The head of an answer without a length: it ends with the connection.
+const EVENTS_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+    Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n";
+
+/// What events begin with: how long a client waits before it connects anew.
+const EVENTS_START: &[u8] = b"retry: 5000\n\n";
 
 impl Serving {
     async fn serve(self: Rc<Self>, stream: Stream, watch: runtime::Watch, common: Rc<Common>) {
@@ -303,8 +299,7 @@ impl Service for Serving {
     }
 
     fn admit(&self, told: &Told, head: &Head<'_>) -> Entry {
-        let found = PATHS.iter().find(|(path, _)| *path == head.path);
-        let scope = found.and_then(|(_, scope)| *scope);
+        let scope = routes::scope(head.method, head.path);
         let door = self.management.control.door();
         door.admit(&told.visitor, head.authorization, scope)
     }
@@ -334,41 +329,33 @@ impl Service for Serving {
         let control = &self.management.control;
         let (date, view) = (self.date.get(), control.view());
         let connection = Connection::after(head.version, head.keep_alive);
-        if head.path == b"/cluster/events" && head.method == Method::Get {
-            // Without a length: the answer ends with the connection.
-            turn.closes = true;
-            turn.streams = true;
-            turn.answers.bytes.extend_from_slice(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
-                  Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n\
-                  Connection: close\r\n\r\nretry: 5000\n\n",
-            );
-            return None;
-        }
         let mut writer = self.writer(turn, &view, &date, connection);
         writer.head_only = head.method == Method::Head;
-        if !PATHS.iter().any(|(path, _)| *path == head.path) {
-            writer.error(&ApiError::not_found("no such route"));
-            return None;
-        }
-        if !matches!(head.method, Method::Get | Method::Head) {
-            writer.error(&ApiError::method_not_allowed("GET, HEAD".to_owned()));
-            return None;
-        }
-        match head.path {
-            b"/health" => self.health(&mut writer),
-            b"/cluster/members" => writer.json(Status::Ok, &Members::of(&view)),
-            b"/cluster/ring" => writer.json(Status::Ok, &Ring::of(&view)),
-            b"/cluster/heartbeat" => {
+        let operation = match routes::route(head.method, head.path) {
+            Route::Found { operation, .. } => operation,
+            Route::WrongMethod { allow } => {
+                writer.error(&ApiError::method_not_allowed(allow));
+                return None;
+            }
+            Route::Unknown => {
+                writer.error(&ApiError::not_found("no such route"));
+                return None;
+            }
+        };
+        match operation {
+            Operation::Health => self.health(&mut writer),
+            Operation::Members => writer.json(Status::Ok, &Members::of(&view)),
+            Operation::Ring => writer.json(Status::Ok, &Ring::of(&view)),
+            Operation::Heartbeat => {
                 let heartbeat = Heartbeat::of(&control.counters(), &self.counts());
                 writer.json(Status::Ok, &heartbeat);
             }
-            b"/cluster/rebalance" => {
+            Operation::Rebalance => {
                 let draining = self.management.draining.load(Ordering::Relaxed);
                 let rebalance = Rebalance::of(&view, &self.counts(), &self.pace.get(), draining);
                 writer.json(Status::Ok, &rebalance);
             }
-            b"/dist/metrics" => {
+            Operation::DistMetrics => {
                 let metrics = DistMetrics {
                     view: &view,
                     counters: &control.counters(),
@@ -377,9 +364,16 @@ impl Service for Serving {
                 };
                 writer.json(Status::Ok, &metrics);
             }
-            b"/dist/owners" => self.owners(head.query, &mut writer),
-            b"/metrics" => self.metrics(&mut writer),
-            _ => writer.error(&ApiError::not_found("no such route")),
+            Operation::Owners => self.owners(head.query, &mut writer),
+            Operation::Metrics => self.metrics(&mut writer),
+            Operation::Events => {
+                turn.closes = true;
+                turn.answers.bytes.extend_from_slice(EVENTS_HEAD);
+                if head.method != Method::Head {
+                    turn.answers.bytes.extend_from_slice(EVENTS_START);
+                    turn.streams = true;
+                }
+            }
         }
         None
     }
