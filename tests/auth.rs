@@ -191,6 +191,22 @@ fn whom_the_management_listener_turns_away_is_counted() {
 }
 
 #[test]
+fn health_of_the_peer_listener_is_open_to_be_read_and_no_more() {
+    let node = Node::start(&[("HYPERCACHE_PEER_TOKEN", "peers")]);
+    let mut client = Client::connect(node.serving["peer"].as_str().unwrap());
+    for method in ["GET", "HEAD"] {
+        let status = client.request(method, "/health", "", b"").status;
+        assert!([200, 503].contains(&status), "{method}: {status}");
+    }
+    for method in ["POST", "PUT", "DELETE", "BREW"] {
+        let answer = client.request(method, "/health", "", b"");
+        answer.expect_error(401, "UNAUTHORIZED");
+        let answer = client.request(method, "/health", &bearer("peers"), b"");
+        answer.expect_error(404, "NOT_FOUND");
+    }
+}
+
+#[test]
 fn only_the_peer_token_or_an_admin_has_a_node_drain() {
     let folder = Folder::new();
     let policy = folder.file("policy.yaml", BY_SCOPE);

@@ -49,7 +49,7 @@ const TLS_HANDSHAKE: u8 = 22;
 /// How much is read to find out which of them it is.
 const FIRST_BYTES: usize = 2 << 10;
 
-/// What a kubelet asks for; never needs credentials.
+/// What a kubelet asks for; to read it never needs credentials.
 const HEALTH_PATH: &[u8] = b"/health";
 
 /// A frame of a peer on its way through this node.
@@ -350,6 +350,10 @@ fn sender(path: &[u8]) -> Option<(CoreId, CoreCount)> {
     (usize::from(core) < cores.get()).then(|| (CoreId::new(core), cores))
 }
 
+fn asks_for_health(head: &Head<'_>) -> bool {
+    head.path == HEALTH_PATH && matches!(head.method, Method::Get | Method::Head)
+}
+
 fn malformed() -> ApiError {
     ApiError::bad_request("malformed peer frame")
 }
@@ -368,7 +372,7 @@ impl Service for PeerService {
         if let Err(expelled) = core.door.check_certificates(&link.visitor) {
             return expelled;
         }
-        if head.path == HEALTH_PATH {
+        if asks_for_health(head) {
             return Entry::Granted;
         }
         let access = core.dialing.access.borrow();
@@ -405,7 +409,7 @@ impl Service for PeerService {
         let core = &self.0;
         turn.closes |= !head.keep_alive;
         let form = Form::of(head);
-        if head.path == HEALTH_PATH && matches!(head.method, Method::Get | Method::Head) {
+        if asks_for_health(head) {
             let (view, date) = (core.view(), core.date.get());
             let mut writer = core.writer(turn, &view, &date, form.connection);
             writer.head_only = form.head_only;
