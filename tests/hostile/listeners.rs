@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use crate::hostile::{metric, read_to_end, wait_for_metric};
-use crate::node::{Client, GUARD, Node};
+use crate::node::{Client, GUARD, Node, command};
 
 /// Connections that ask for nothing.
 fn idle(address: &str, count: usize) -> Vec<TcpStream> {
@@ -62,7 +62,16 @@ fn idle_strangers_do_not_keep_peers_from_their_listener() {
 
 #[test]
 fn descriptors_are_asked_for_all_connections_that_may_be_open() {
-    let node = patient(&[("HYPERCACHE_CONNECTIONS", "1000")]);
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    use std::os::unix::process::CommandExt;
+    let mut few = command(&[("HYPERCACHE_CONNECTIONS", "1000")]);
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(256);
+    // SAFETY: setrlimit is async-signal-safe and touches nothing of this process.
+    unsafe {
+        few.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?));
+    }
+    let node = Node::spawn(few);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
     let line = limits
         .lines()
