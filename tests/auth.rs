@@ -15,6 +15,8 @@ use base64::engine::general_purpose::STANDARD;
 use files::Folder;
 use hypercache::api::router::ENDPOINTS;
 use hypercache::auth::Scope;
+use hypercache::http::Method;
+use hypercache::mgmt::routes::{self, Operation};
 use node::{Answer, Client, GUARD, Node, command};
 use serde_json::json;
 
@@ -119,26 +121,89 @@ fn every_route_of_the_management_listener_but_health_wants_to_know_who_asks() {
         ["ok", "bootstrapping"].contains(&&*health.text()),
         "{health:?}"
     );
-    for target in [
-        "/metrics",
-        "/cluster/members",
-        "/cluster/ring",
-        "/cluster/heartbeat",
-        "/cluster/events",
-        "/cluster/rebalance",
-        "/dist/metrics",
-        "/dist/owners?key=k",
-    ] {
-        client.get(target).expect_error(401, "UNAUTHORIZED");
-        get(&mut client, target, "write").expect_error(403, "FORBIDDEN");
-        if target != "/cluster/events" {
-            assert_eq!(get(&mut client, target, "read").status, 200, "{target}");
+    for endpoint in routes::ENDPOINTS {
+        let Some(wanted) = endpoint.scope else {
+            assert_eq!(endpoint.path, "/health");
+            continue;
+        };
+        let (method, path) = (endpoint.method.name(), endpoint.path);
+        let target = match path {
+            "/dist/owners" => "/dist/owners?key=k",
+            path => path,
+        };
+        let mut ask = |headers: &str| client.request(method, target, headers, b"");
+        ask("").expect_error(401, "UNAUTHORIZED");
+        for scope in Scope::ALL.into_iter().filter(|scope| *scope != wanted) {
+            ask(&bearer(scope.name())).expect_error(403, "FORBIDDEN");
+        }
+        // Events have no end.
+        if endpoint.operation != Operation::Events {
+            assert_eq!(ask(&bearer(wanted.name())).status, 200, "{method} {path}");
         }
     }
     assert_eq!(
         metric(&node, "read", "hypercache_security_reload_failing"),
         0
     );
+}
+
+#[test]
+fn the_management_listener_answers_head_wherever_it_answers_get() {
+    let node = Node::start(&[(TOKEN, "sesame")]);
+    let of_get = |endpoint: &&routes::Endpoint| endpoint.method == Method::Get;
+    for endpoint in routes::ENDPOINTS.iter().filter(of_get) {
+        let target = format!("{}?key=k", endpoint.path);
+        let mut client = Client::connect(&node.mgmt);
+        assert_eq!(
+            client.request("HEAD", &target, "", b"").status == 401,
+            endpoint.scope.is_some()
+        );
+        let answer = client.request("HEAD", &target, &bearer("sesame"), b"");
+        assert!([200, 503].contains(&answer.status), "{target} {answer:?}");
+        let wrong = Client::connect(&node.mgmt).request("PUT", &target, &bearer("sesame"), b"");
+        wrong.expect_error(405, "METHOD_NOT_ALLOWED");
+        assert_eq!(wrong.header("Allow"), Some("GET, HEAD"), "{target}");
+        if endpoint.operation == Operation::Events {
+            assert_eq!(answer.header("Content-Type"), Some("text/event-stream"));
+            client.expect_closed();
+        }
+    }
+}
+
+#[test]
+fn whom_the_management_listener_turns_away_is_counted() {
+    let folder = Folder::new();
+    let policy = folder.file("policy.yaml", BY_SCOPE);
+    let node = Node::start(&[(POLICY, &policy)]);
+    let mut client = Client::connect(&node.mgmt);
+    client.get("/metrics").expect_error(401, "UNAUTHORIZED");
+    get(&mut client, "/metrics", "wrong").expect_error(401, "UNAUTHORIZED");
+    get(&mut client, "/metrics", "write").expect_error(403, "FORBIDDEN");
+    let counted = |name: &str| {
+        metric(
+            &node,
+            "read",
+            &format!("hypercache_management_{name}_total"),
+        )
+    };
+    assert_eq!(counted("unauthorized"), 2);
+    assert_eq!(counted("forbidden"), 1);
+}
+
+#[test]
+fn health_of_the_peer_listener_is_open_to_be_read_and_no_more() {
+    let node = Node::start(&[("HYPERCACHE_PEER_TOKEN", "peers")]);
+    let mut client = Client::connect(node.serving["peer"].as_str().unwrap());
+    for method in ["GET", "HEAD"] {
+        let status = client.request(method, "/health", "", b"").status;
+        assert!([200, 503].contains(&status), "{method}: {status}");
+    }
+    for method in ["POST", "PUT", "DELETE", "BREW"] {
+        let answer = client.request(method, "/health", "", b"");
+        answer.expect_error(401, "UNAUTHORIZED");
+        let answer = client.request(method, "/health", &bearer("peers"), b"");
+        answer.expect_error(404, "NOT_FOUND");
+    }
 }
 
 #[test]

@@ -327,3 +327,22 @@ fn files_that_cannot_be_used_stop_the_start_with_one_line() {
         }
     }
 }
+
+#[test]
+fn handshakes_with_the_management_listener_are_counted() {
+    let setup = Setup::new();
+    let node = setup.start(&[("MGMT", PAIR)], &[]);
+    let mut stranger = TcpStream::connect(&node.mgmt).unwrap();
+    stranger.set_read_timeout(Some(GUARD)).unwrap();
+    io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    // An alert, or a reset that overtakes it: either way it is over then.
+    let _ = io::Read::read_to_end(&mut stranger, &mut Vec::new());
+    let mut monitor = connect(&node.mgmt, &setup.trusting()).unwrap();
+    let metrics = monitor.get("/metrics").text();
+    for counted in [
+        "hypercache_management_handshakes_total 1\n",
+        "hypercache_management_handshakes_failed_total 1\n",
+    ] {
+        assert!(metrics.contains(counted), "{counted}");
+    }
+}

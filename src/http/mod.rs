@@ -10,6 +10,8 @@ mod response;
 mod uri;
 
 pub use body::{ChunkedDecoder, Decoded};
-pub use request::{BodyFraming, Head, HttpVersion, Limits, Method, RequestError, parse_head};
+pub use request::{
+    BodyFraming, Head, HttpVersion, Limits, Method, RequestError, begins_with_head, parse_head,
+};
 pub use response::{CONTINUE, Connection, HttpDate, ResponseHead, Status, write_ok_octets};
 pub use uri::{BadEscape, Query, percent_decode};

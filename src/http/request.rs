@@ -254,6 +254,14 @@ pub fn parse_head<'b>(buf: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>
         .map(Some)
 }
 
+/// Whether this is the start of a request by `HEAD`, whatever else is wrong with it: then
+/// its answer has no body (RFC 9110 section 9.3.2).
+pub fn begins_with_head(buf: &[u8]) -> bool {
+    buf.strip_prefix(b"\r\n")
+        .unwrap_or(buf)
+        .starts_with(b"HEAD ")
+}
+
 /// What an incomplete head may already be refused for.
 #[cold]
 fn refuse_partial(input: &[u8], limits: &Limits) -> Result<(), RequestError> {

@@ -3,8 +3,13 @@
 //!
 //! Runs on the control thread, beside the data cores, on the same connection code as
 //! the client listener; it reads what the cores count and never waits for them.
+//!
+//! When it has as many connections as it may, the one that has been idle for longest is
+//! closed for a new one, so that those who hold connections without using them do not keep
+//! a kubelet out; only when none is idle the new one is refused.
 
 mod cluster;
+pub mod routes;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -33,11 +38,13 @@ use crate::operations::Exchange;
 use crate::runtime::{self, Deadlines, Listener, Stream, Timeouts};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::prometheus::Exposition;
+use crate::telemetry::security::SecurityCounters;
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
+use routes::{Operation, Route};
 
 /// How many management connections may be open.
-const CONNECTIONS_MAX: usize = 256;
+pub const CONNECTIONS_MAX: usize = 256;
 
 /// What their requests and answers may take together while under way.
 const BUFFER_BYTES_MAX: usize = 32 << 20;
@@ -61,10 +68,13 @@ pub struct Management {
     pub readiness: Arc<Readiness>,
     /// The cluster.
     pub control: Rc<Control>,
+    /// Where it counts.
+    pub counters: Arc<SecurityCounters>,
 }
 
 struct Serving {
     management: Management,
+    deadlines: Rc<Deadlines>,
     handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
     date: Cell<HttpDate>,
@@ -80,23 +90,33 @@ fn unix_seconds() -> u64 {
 impl Management {
     /// Serves until the process ends.
     pub async fn run(self, listener: Listener, limits: Limits, timeouts: Timeouts) {
+        let deadlines = Deadlines::new(timeouts);
         let serving = Rc::new(Serving {
             management: self,
+            deadlines: Rc::clone(&deadlines),
             handshakes: Handshakes::new(CONNECTIONS_MAX),
             pace: Cell::default(),
             date: Cell::new(HttpDate::at(unix_seconds())),
         });
-        let deadlines = Deadlines::new(timeouts);
         let common = Common::new(limits, Buffers::new(Pool::new(BUFFER_BYTES_MAX)));
-        runtime::spawn(tick(Rc::clone(&serving), Rc::clone(&deadlines)));
+        runtime::spawn(tick(Rc::clone(&serving)));
         loop {
             match listener.accept().await {
-                Ok((stream, _)) if deadlines.open() < CONNECTIONS_MAX => {
-                    let watch = deadlines.watch(stream.aborter());
-                    let (serving, common) = (Rc::clone(&serving), Rc::clone(&common));
-                    runtime::spawn(serving.serve(stream, watch, common));
+                Ok((stream, _)) => {
+                    let crowded = deadlines.open() >= CONNECTIONS_MAX;
+                    if deadlines.make_room(CONNECTIONS_MAX) {
+                        let watch = deadlines.watch(stream.aborter());
+                        let (serving, common) = (Rc::clone(&serving), Rc::clone(&common));
+                        runtime::spawn(serving.serve(stream, watch, common));
+                    } else {
+                        let counters = &serving.management.counters;
+                        counters.management_connections_refused.count();
+                    }
+                    if crowded {
+                        // Those that were cut are to go before more come.
+                        runtime::yield_to_io().await;
+                    }
                 }
-                Ok(_) => tracing::warn!("a management connection over the limit was closed"),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed on the management listener");
                     runtime::sleep(TICK).await;
@@ -106,7 +126,7 @@ impl Management {
     }
 }
 
-async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
+async fn tick(serving: Rc<Serving>) {
     let started = Instant::now();
     loop {
         runtime::sleep(TICK).await;
@@ -116,22 +136,18 @@ async fn tick(serving: Rc<Serving>, deadlines: Rc<Deadlines>) {
         let mut pace = serving.pace.get();
         pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
         serving.pace.set(pace);
-        deadlines.sweep(started.elapsed().as_millis() as u64);
+        serving
+            .deadlines
+            .sweep(started.elapsed().as_millis() as u64);
     }
 }
 
-/// Every path, all of them for reading, and what the caller must hold.
-const PATHS: &[(&[u8], Option<Scope>)] = &[
-    (b"/health", None),
-    (b"/metrics", Some(Scope::Read)),
-    (b"/cluster/members", Some(Scope::Read)),
-    (b"/cluster/ring", Some(Scope::Read)),
-    (b"/cluster/heartbeat", Some(Scope::Read)),
-    (b"/cluster/events", Some(Scope::Read)),
-    (b"/cluster/rebalance", Some(Scope::Read)),
-    (b"/dist/metrics", Some(Scope::Read)),
-    (b"/dist/owners", Some(Scope::Read)),
-];
+/// The head of an answer without a length: it ends with the connection.
+const EVENTS_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+    Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n";
+
+/// What events begin with: how long a client waits before it connects anew.
+const EVENTS_START: &[u8] = b"retry: 5000\n\n";
 
 impl Serving {
     async fn serve(self: Rc<Self>, stream: Stream, watch: runtime::Watch, common: Rc<Common>) {
@@ -160,6 +176,25 @@ impl Serving {
             visitor,
             heartbeat: Cell::new(Instant::now()),
         }
+    }
+
+    /// Copies what this thread counts to where it is read.
+    fn publish(&self) {
+        let counters = &self.management.counters;
+        let displaced = self.deadlines.displaced();
+        counters.management_connections_displaced.set(displaced);
+        let refused = self.management.control.door().refused();
+        counters.management_unauthorized.set(refused.unauthorized);
+        counters.management_forbidden.set(refused.forbidden);
+        counters.management_verifications_refused.set(refused.busy);
+        let handshakes = self.handshakes.counts();
+        counters.management_handshakes.set(handshakes.completed);
+        counters.management_handshakes_failed.set(handshakes.failed);
+        let timed_out = handshakes.timed_out;
+        counters.management_handshakes_timed_out.set(timed_out);
+        counters
+            .management_handshakes_refused
+            .set(handshakes.refused);
     }
 
     fn counts(&self) -> Vec<ClusterCounts> {
@@ -195,6 +230,16 @@ impl Serving {
         };
         let body = unready.as_bytes();
         writer.respond(Status::ServiceUnavailable, "text/plain", body, &[]);
+    }
+
+    fn metrics(&self, writer: &mut Writer<'_>) {
+        self.publish();
+        match self.management.exposition.render() {
+            Ok(text) => {
+                writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]);
+            }
+            Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
+        }
     }
 
     fn owners(&self, query: Option<&[u8]>, writer: &mut Writer<'_>) {
@@ -254,8 +299,7 @@ impl Service for Serving {
     }
 
     fn admit(&self, told: &Told, head: &Head<'_>) -> Entry {
-        let found = PATHS.iter().find(|(path, _)| *path == head.path);
-        let scope = found.and_then(|(_, scope)| *scope);
+        let scope = routes::scope(head.method, head.path);
         let door = self.management.control.door();
         door.admit(&told.visitor, head.authorization, scope)
     }
@@ -285,41 +329,33 @@ impl Service for Serving {
         let control = &self.management.control;
         let (date, view) = (self.date.get(), control.view());
         let connection = Connection::after(head.version, head.keep_alive);
-        if head.path == b"/cluster/events" && head.method == Method::Get {
-            // Without a length: the answer ends with the connection.
-            turn.closes = true;
-            turn.streams = true;
-            turn.answers.bytes.extend_from_slice(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
-                  Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n\
-                  Connection: close\r\n\r\nretry: 5000\n\n",
-            );
-            return None;
-        }
         let mut writer = self.writer(turn, &view, &date, connection);
         writer.head_only = head.method == Method::Head;
-        if !PATHS.iter().any(|(path, _)| *path == head.path) {
-            writer.error(&ApiError::not_found("no such route"));
-            return None;
-        }
-        if !matches!(head.method, Method::Get | Method::Head) {
-            writer.error(&ApiError::method_not_allowed("GET, HEAD".to_owned()));
-            return None;
-        }
-        match head.path {
-            b"/health" => self.health(&mut writer),
-            b"/cluster/members" => writer.json(Status::Ok, &Members::of(&view)),
-            b"/cluster/ring" => writer.json(Status::Ok, &Ring::of(&view)),
-            b"/cluster/heartbeat" => {
+        let operation = match routes::route(head.method, head.path) {
+            Route::Found { operation, .. } => operation,
+            Route::WrongMethod { allow } => {
+                writer.error(&ApiError::method_not_allowed(allow));
+                return None;
+            }
+            Route::Unknown => {
+                writer.error(&ApiError::not_found("no such route"));
+                return None;
+            }
+        };
+        match operation {
+            Operation::Health => self.health(&mut writer),
+            Operation::Members => writer.json(Status::Ok, &Members::of(&view)),
+            Operation::Ring => writer.json(Status::Ok, &Ring::of(&view)),
+            Operation::Heartbeat => {
                 let heartbeat = Heartbeat::of(&control.counters(), &self.counts());
                 writer.json(Status::Ok, &heartbeat);
             }
-            b"/cluster/rebalance" => {
+            Operation::Rebalance => {
                 let draining = self.management.draining.load(Ordering::Relaxed);
                 let rebalance = Rebalance::of(&view, &self.counts(), &self.pace.get(), draining);
                 writer.json(Status::Ok, &rebalance);
             }
-            b"/dist/metrics" => {
+            Operation::DistMetrics => {
                 let metrics = DistMetrics {
                     view: &view,
                     counters: &control.counters(),
@@ -328,14 +364,16 @@ impl Service for Serving {
                 };
                 writer.json(Status::Ok, &metrics);
             }
-            b"/dist/owners" => self.owners(head.query, &mut writer),
-            b"/metrics" => match self.management.exposition.render() {
-                Ok(text) => {
-                    writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]);
+            Operation::Owners => self.owners(head.query, &mut writer),
+            Operation::Metrics => self.metrics(&mut writer),
+            Operation::Events => {
+                turn.closes = true;
+                turn.answers.bytes.extend_from_slice(EVENTS_HEAD);
+                if head.method != Method::Head {
+                    turn.answers.bytes.extend_from_slice(EVENTS_START);
+                    turn.streams = true;
                 }
-                Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
-            },
-            _ => writer.error(&ApiError::not_found("no such route")),
+            }
         }
         None
     }
@@ -363,11 +401,12 @@ impl Service for Serving {
         }
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+    fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         turn.closes = true;
         let (date, view) = (self.date.get(), self.management.control.view());
-        self.writer(turn, &view, &date, Connection::Close)
-            .error(error);
+        let mut writer = self.writer(turn, &view, &date, Connection::Close);
+        writer.head_only = head_only;
+        writer.error(error);
     }
 
     async fn settle(&self, _link: &Told, _turn: &mut Turn) {}

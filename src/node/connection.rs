@@ -143,8 +143,9 @@ pub trait Service {
     /// Answers a whole request that was not admitted; the connection goes on.
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn);
 
-    /// Answers with an error and marks the connection as closing.
-    fn refuse(&self, error: &ApiError, turn: &mut Turn);
+    /// Answers with an error and marks the connection as closing; `head_only` leaves out
+    /// the error's body.
+    fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn);
 
     /// Completes the answers that wait for other cores, or as many of them as one write
     /// takes: if there are gaps left, this is called again once they are written.
@@ -217,7 +218,7 @@ impl<S: Service, T: Transport> Serving<S, T> {
         let goes_on = match filled {
             Filled::Some => self.answer(&mut turn).await,
             Filled::Over => {
-                self.service.refuse(&ApiError::request_timeout(), &mut turn);
+                self.refuse(&ApiError::request_timeout(), &mut turn);
                 self.write(&mut turn).await;
                 false
             }
@@ -271,7 +272,7 @@ impl<S: Service, T: Transport> Serving<S, T> {
                     if !self.settle(turn).await {
                         return false;
                     }
-                    self.service.refuse(&error, turn);
+                    self.refuse(&error, turn);
                     false
                 }
                 Step::Crowded => {
@@ -339,7 +340,9 @@ impl<S: Service, T: Transport> Serving<S, T> {
     async fn run(&mut self, job: S::Job, turn: &mut Turn) -> bool {
         let weight = self.service.weight(&job);
         if !self.account.may_grow(weight) {
-            self.refuse_crowded(turn);
+            // Its request was taken from the input; no job answers a HEAD.
+            self.common.buffers.count_refused(1);
+            self.service.refuse(&ApiError::crowded(), false, turn);
             return false;
         }
         self.account.hold(self.held(turn) + weight);
@@ -351,7 +354,12 @@ impl<S: Service, T: Transport> Serving<S, T> {
 
     fn refuse_crowded(&self, turn: &mut Turn) {
         self.common.buffers.count_refused(1);
-        self.service.refuse(&ApiError::crowded(), turn);
+        self.refuse(&ApiError::crowded(), turn);
+    }
+
+    /// Refuses the request at which the input stands.
+    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+        self.service.refuse(error, self.input.asks_for_head(), turn);
     }
 
     fn held(&self, turn: &Turn) -> usize {

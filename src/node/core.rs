@@ -84,7 +84,7 @@ const REAP_STEPS: usize = 512;
 
 /// How many listings one core has under way in another at once, and itself: of clients,
 /// and as many of peers.
-const SCANS_MAX: usize = 2;
+pub(super) const SCANS_MAX: usize = 2;
 
 /// How many batches wait for their turn when there is no room for all, and how often and
 /// how soon each asks again then.
@@ -840,6 +840,8 @@ impl Core {
         counters.connections_expired_idle.set(expired.idle);
         counters.connections_expired_request.set(expired.request);
         counters.connections_expired_write.set(expired.write);
+        let displaced = self.peer_connections.displaced();
+        counters.peer_connections_displaced.set(displaced);
         let buffers = &self.common.buffers;
         buffers.set_lent(shard.lent_bytes());
         counters.buffered_bytes.set(buffers.held() as u64);
@@ -1065,14 +1067,16 @@ impl Service for Rc<Core> {
         job
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+    fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         // The door counts those it turns away itself.
         self.counters
             .requests_refused
             .add(u64::from(!error.is_about_the_caller()));
         turn.closes = true;
-        self.writer(turn, &self.view(), &self.date.get(), Connection::Close)
-            .error(error);
+        let (view, date) = (self.view(), self.date.get());
+        let mut writer = self.writer(turn, &view, &date, Connection::Close);
+        writer.head_only = head_only;
+        writer.error(error);
     }
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {

@@ -101,6 +101,11 @@ impl Input {
         self.buffer.len() - self.start
     }
 
+    /// Whether the request that begins here is a HEAD, as far as it has come.
+    pub(super) fn asks_for_head(&self) -> bool {
+        http::begins_with_head(&self.buffer[self.start..])
+    }
+
     /// What it holds beyond what an idle connection does.
     pub(super) fn held(&self) -> usize {
         let chunked = self

@@ -31,7 +31,10 @@ use signal_hook::iterator::Signals;
 
 use super::connection::Limits;
 use super::control::{Control, ControlMessage, ControlParts};
-use super::core::{Core, Dial, Event, Message, Parts, Thread, mailbox_capacity, wall_time};
+use super::core::{
+    Core, Dial, Event, Message, Parts, SCANS_MAX, Thread, mailbox_capacity, wall_time,
+};
+use super::peering;
 use super::readiness::Readiness;
 use super::security::{Audience, Entrance, Loaded, Loader, Security, Wake, Watcher};
 use super::verifying::Verifiers;
@@ -39,14 +42,14 @@ use crate::api::{Api, NodeFacts};
 use crate::auth::secret::Sealer;
 use crate::buffers::Pool;
 use crate::clock::Origin;
-use crate::cluster::coordinator::Config;
+use crate::cluster::coordinator::{Config, Lane};
 use crate::cluster::hints::HintLimits;
-use crate::cluster::membership::{self, Identity, Membership};
+use crate::cluster::membership::{self, Identity, MEMBERS_MAX, Membership};
 use crate::cluster::view::{Placements, Views};
 use crate::cluster::{Coordinator, LocalStore};
 use crate::hash::{CoreCount, CoreId};
 use crate::http;
-use crate::mgmt::Management;
+use crate::mgmt::{self, Management};
 use crate::peer;
 use crate::runtime::{self, CorePlan, DriverReport, Listener, Receiver, Timeouts};
 use crate::settings::{ListenAddr, Settings};
@@ -64,8 +67,12 @@ const MEMORY_SHARE_PERCENT: u64 = 70;
 /// What the shards may hold when no limit can be read anywhere.
 const MEMORY_FALLBACK: u64 = 1 << 30;
 
-/// Descriptors that are not client connections: rings, listeners, wake-ups.
-const DESCRIPTORS_RESERVED: u64 = 256;
+/// Descriptors of one thread that are no connections: its ring, listeners, wake-ups.
+const DESCRIPTORS_PER_THREAD: usize = 16;
+
+/// Descriptors of the process: what it logs to, signals, files that are re-read, a fetch
+/// from the issuer.
+const DESCRIPTORS_OF_PROCESS: usize = 64;
 
 /// How long a node that was just killed may still hold its address.
 const PREDECESSOR_GRACE: Duration = Duration::from_secs(1);
@@ -143,7 +150,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let client_address = local_address(&client_listeners[0])?;
     let peer_address = local_address(&peer_listeners[0])?;
     let mgmt_address = local_address(&mgmt_listener)?;
-    raise_descriptor_limit(settings.connections);
+    raise_descriptor_limit(descriptors_max(settings.connections, cores));
 
     let memory_limit = settings
         .memory_limit
@@ -269,6 +276,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         draining: Arc::clone(&draining),
         readiness: Arc::clone(&readiness),
         control: control_parts,
+        counters: Arc::clone(&security_counters),
         inbox: control_inbox,
         events,
     })?;
@@ -357,10 +365,20 @@ fn memory_share() -> u64 {
         .map_or(MEMORY_FALLBACK, |bytes| bytes / 100 * MEMORY_SHARE_PERCENT)
 }
 
-/// Client connections are descriptors: asks for as many as may be open.
-fn raise_descriptor_limit(connections: usize) {
+/// How many descriptors may be open at once, in a cluster as large as may be.
+fn descriptors_max(client_connections: usize, cores: CoreCount) -> u64 {
+    let clients = client_connections + cores.get();
+    let peers = peering::CONNECTIONS_MAX + runtime::CUT_MAX;
+    let management = mgmt::CONNECTIONS_MAX + runtime::CUT_MAX;
+    let outgoing = (Lane::ALL.len() + SCANS_MAX) * MEMBERS_MAX;
+    let per_core = peers + outgoing + DESCRIPTORS_PER_THREAD;
+    let control = management + MEMBERS_MAX + DESCRIPTORS_PER_THREAD;
+    (clients + per_core * cores.get() + control + DESCRIPTORS_OF_PROCESS) as u64
+}
+
+/// Asks for as many descriptors as may be open.
+fn raise_descriptor_limit(wanted: u64) {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    let wanted = connections as u64 + DESCRIPTORS_RESERVED;
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < wanted) {
         limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
@@ -369,7 +387,7 @@ fn raise_descriptor_limit(connections: usize) {
             tracing::warn!(
                 limit = limit.current,
                 wanted,
-                "the limit on open files is lower than HYPERCACHE_CONNECTIONS needs"
+                "the limit on open files is lower than what connections of clients and of a large cluster may take"
             );
         }
     }
@@ -659,6 +677,7 @@ struct ManagementParts {
     draining: Arc<AtomicBool>,
     readiness: Arc<Readiness>,
     control: ControlParts,
+    counters: Arc<SecurityCounters>,
     inbox: Receiver<ControlMessage>,
     events: mpsc::Sender<Event>,
 }
@@ -678,6 +697,7 @@ fn start_management(parts: ManagementParts) -> Result<(), StartError> {
                         draining: parts.draining,
                         readiness: parts.readiness,
                         control: Rc::clone(&control),
+                        counters: parts.counters,
                     };
                     runtime::spawn(control.run(parts.inbox));
                     let listener = Listener::from_std(parts.listener)?;
@@ -823,4 +843,17 @@ fn died(thread: Thread, problem: Option<String>) -> ExitCode {
 fn second_signal(signal: i32) -> ! {
     tracing::warn!(signal, "a second signal: ending at once");
     std::process::exit(128 + signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_cores_may_have_more_descriptors_open_than_clients_have_connections() {
+        let of = |cores| descriptors_max(20_000, CoreCount::new(cores).unwrap());
+        let accepted = |cores: u64| 20_000 + 1024 * cores + 256;
+        assert!(of(1) > accepted(1));
+        assert!(of(8) - of(1) > accepted(8) - accepted(1));
+    }
 }

@@ -34,11 +34,12 @@ use crate::hash::{CoreCount, CoreId};
 use crate::http::{Connection, Head, Method, Status};
 use crate::peer::client::{Client, Dialing};
 use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
-use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, handoff};
+use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, Watch, handoff};
 use crate::tls;
 
-/// Peer connections one core accepts.
-const CONNECTIONS_MAX: usize = 4096;
+/// Peer connections one core serves: with each node of a cluster as large as may be, one.
+/// Beyond them whoever has been idle for longest makes room.
+pub(super) const CONNECTIONS_MAX: usize = 1024;
 
 /// How many bytes of keys one node lists for another at most.
 const KEYS_BYTES_MAX: usize = 32 << 20;
@@ -48,7 +49,7 @@ const TLS_HANDSHAKE: u8 = 22;
 /// How much is read to find out which of them it is.
 const FIRST_BYTES: usize = 2 << 10;
 
-/// What a kubelet asks for; never needs credentials.
+/// What a kubelet asks for; to read it never needs credentials.
 const HEALTH_PATH: &[u8] = b"/health";
 
 /// A frame of a peer on its way through this node.
@@ -221,6 +222,22 @@ pub enum PeerJob {
     Drain,
 }
 
+/// What the request says of its answer's form.
+#[derive(Clone, Copy)]
+pub struct Form {
+    connection: Connection,
+    head_only: bool,
+}
+
+impl Form {
+    fn of(head: &Head<'_>) -> Self {
+        Self {
+            connection: Connection::after(head.version, head.keep_alive),
+            head_only: head.method == Method::Head,
+        }
+    }
+}
+
 /// What one core serves on the peer listener.
 pub struct PeerService(Rc<Core>);
 
@@ -231,10 +248,19 @@ impl PeerService {
         loop {
             let core = &service.0;
             match listener.accept().await {
-                Ok((stream, _)) if core.peer_connections.open() < CONNECTIONS_MAX => {
-                    runtime::spawn(Rc::clone(&service).serve(stream));
+                Ok((stream, _)) => {
+                    let crowded = core.peer_connections.open() >= CONNECTIONS_MAX;
+                    if core.peer_connections.make_room(CONNECTIONS_MAX) {
+                        let watch = core.peer_connections.watch(stream.aborter());
+                        runtime::spawn(Rc::clone(&service).serve(stream, watch));
+                    } else {
+                        core.counters.peer_connections_refused.add(1);
+                    }
+                    if crowded {
+                        // Those that were cut are to go before more come.
+                        runtime::yield_to_io().await;
+                    }
                 }
-                Ok(_) => tracing::warn!("a peer connection over the limit was closed"),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed on the peer listener");
                     runtime::sleep(super::core::ACCEPT_PAUSE).await;
@@ -243,9 +269,8 @@ impl PeerService {
         }
     }
 
-    async fn serve(self: Rc<Self>, mut stream: Stream) {
+    async fn serve(self: Rc<Self>, mut stream: Stream, watch: Watch) {
         let core = Rc::clone(&self.0);
-        let watch = core.peer_connections.watch(stream.aborter());
         let common = Rc::clone(&core.peer_common);
         let security = core.door.security();
         let in_the_clear = Visitor::in_the_clear(Entrance::Peer);
@@ -278,10 +303,11 @@ impl PeerService {
         }
     }
 
-    fn answer(&self, turn: &mut Turn, connection: Connection, body: Result<&[u8], &ApiError>) {
+    fn answer(&self, turn: &mut Turn, form: Form, body: Result<&[u8], &ApiError>) {
         let view = self.0.view();
         let date = self.0.date.get();
-        let mut writer = self.0.writer(turn, &view, &date, connection);
+        let mut writer = self.0.writer(turn, &view, &date, form.connection);
+        writer.head_only = form.head_only;
         match body {
             Ok(body) => writer.respond(Status::Ok, "application/octet-stream", body, &[]),
             Err(error) => writer.error(error),
@@ -324,12 +350,16 @@ fn sender(path: &[u8]) -> Option<(CoreId, CoreCount)> {
     (usize::from(core) < cores.get()).then(|| (CoreId::new(core), cores))
 }
 
+fn asks_for_health(head: &Head<'_>) -> bool {
+    head.path == HEALTH_PATH && matches!(head.method, Method::Get | Method::Head)
+}
+
 fn malformed() -> ApiError {
     ApiError::bad_request("malformed peer frame")
 }
 
 impl Service for PeerService {
-    type Job = (PeerJob, Connection);
+    type Job = (PeerJob, Form);
     type Link = Link;
 
     fn turn(&self) -> Turn {
@@ -342,7 +372,7 @@ impl Service for PeerService {
         if let Err(expelled) = core.door.check_certificates(&link.visitor) {
             return expelled;
         }
-        if head.path == HEALTH_PATH {
+        if asks_for_health(head) {
             return Entry::Open;
         }
         let token = &core.dialing.access.borrow().token;
@@ -369,8 +399,7 @@ impl Service for PeerService {
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
         turn.closes |= !head.keep_alive;
-        let connection = Connection::after(head.version, head.keep_alive);
-        self.answer(turn, connection, Err(error));
+        self.answer(turn, Form::of(head), Err(error));
     }
 
     fn handle(
@@ -382,11 +411,11 @@ impl Service for PeerService {
     ) -> Option<Self::Job> {
         let core = &self.0;
         turn.closes |= !head.keep_alive;
-        let connection = Connection::after(head.version, head.keep_alive);
-        if head.path == HEALTH_PATH && matches!(head.method, Method::Get | Method::Head) {
+        let form = Form::of(head);
+        if asks_for_health(head) {
             let (view, date) = (core.view(), core.date.get());
-            let mut writer = core.writer(turn, &view, &date, connection);
-            writer.head_only = head.method == Method::Head;
+            let mut writer = core.writer(turn, &view, &date, form.connection);
+            writer.head_only = form.head_only;
             self.health(&mut writer);
             return None;
         }
@@ -400,8 +429,8 @@ impl Service for PeerService {
                         let now = wall_time();
                         let served = core.cluster.borrow_mut().serve(&body, now, &mut answer);
                         match served {
-                            Ok(()) => self.answer(turn, connection, Ok(&answer)),
-                            Err(_) => self.answer(turn, connection, Err(&malformed())),
+                            Ok(()) => self.answer(turn, form, Ok(&answer)),
+                            Err(_) => self.answer(turn, form, Err(&malformed())),
                         }
                         turn.answers.scratch = answer;
                         return None;
@@ -411,7 +440,7 @@ impl Service for PeerService {
                     }
                     Some(_) => PeerJob::Frame(body.into_owned()),
                     None => {
-                        self.answer(turn, connection, Err(&malformed()));
+                        self.answer(turn, form, Err(&malformed()));
                         return None;
                     }
                 }
@@ -421,25 +450,29 @@ impl Service for PeerService {
             }
             (Method::Post, path) if path == DRAIN_PATH.as_bytes() => PeerJob::Drain,
             (Method::Get, path) if path == KEYS_PATH.as_bytes() => {
-                match browse::plan(head.query, connection) {
+                match browse::plan(head.query, form.connection) {
                     Ok(request) => PeerJob::Keys(request),
                     Err(error) => {
-                        self.answer(turn, connection, Err(&error));
+                        self.answer(turn, form, Err(&error));
                         return None;
                     }
                 }
             }
             _ => {
-                self.answer(turn, connection, Err(&ApiError::not_found("no such route")));
+                self.answer(turn, form, Err(&ApiError::not_found("no such route")));
                 return None;
             }
         };
-        Some((job, connection))
+        Some((job, form))
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+    fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         turn.closes = true;
-        self.answer(turn, Connection::Close, Err(error));
+        let form = Form {
+            connection: Connection::Close,
+            head_only,
+        };
+        self.answer(turn, form, Err(error));
     }
 
     async fn settle(&self, _link: &Link, _turn: &mut Turn) {}
@@ -454,7 +487,7 @@ impl Service for PeerService {
         }
     }
 
-    async fn run(&self, link: &Link, (job, connection): Self::Job, turn: &mut Turn) {
+    async fn run(&self, link: &Link, (job, form): Self::Job, turn: &mut Turn) {
         let body = match job {
             PeerJob::Frame(frame) => match message::split(&frame, self.0.api.cores) {
                 Err(_) => Err(malformed()),
@@ -486,7 +519,7 @@ impl Service for PeerService {
                 let _ = self.0.control.send(ControlMessage::Drain).await;
                 let date = self.0.date.get();
                 let view = self.0.view();
-                let mut writer = self.0.writer(turn, &view, &date, connection);
+                let mut writer = self.0.writer(turn, &view, &date, form.connection);
                 writer.respond(Status::Ok, "text/plain", b"draining", &[]);
                 return;
             }
@@ -501,7 +534,7 @@ impl Service for PeerService {
                 Ok(body)
             }
         };
-        self.answer(turn, connection, body.as_ref().map(Vec::as_slice));
+        self.answer(turn, form, body.as_ref().map(Vec::as_slice));
     }
 }
 

@@ -5,12 +5,15 @@
 //! for and until when. The core's tick sweeps the entries; one that is overdue
 //! has its socket shut down, so that the pending call completes by itself (a read
 //! with end of file, a write with an error) and the connection, which still owns
-//! its buffers, learns from [`Watch::expired`] why. Cost on the request path: two
-//! stores. Precision: one tick.
+//! its buffers, learns from [`Watch::expired`] why. Cost on the request path: a
+//! few stores. Precision: one tick.
 //!
 //! A stop works the same way: connections that wait for a next request are shut
 //! down for reading at once; whatever had already arrived is still read and
 //! answered. Handshakes are cut: nothing was asked yet.
+//!
+//! And so does making room where there are as many connections as there may be
+//! ([`Deadlines::make_room`]): the one that has waited longest for a next request goes.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -35,6 +38,9 @@ pub struct Timeouts {
 /// After an answer that closes the connection, how long the client may take to
 /// close its side, so that it reads the answer before it sees a reset.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How many connections that were cut for others may be going at once.
+pub const CUT_MAX: usize = 64;
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +99,8 @@ impl Expired {
 struct Entry {
     deadline_ms: u64,
     wait: Wait,
+    /// Its place among all waits for a next request of this core.
+    idle_turn: u64,
     expired: Option<Wait>,
     aborter: Option<Aborter>,
 }
@@ -106,6 +114,9 @@ pub struct Deadlines {
     free: RefCell<Vec<usize>>,
     open: Cell<usize>,
     expired: Cell<Expired>,
+    /// How many times a connection has begun to wait for a next request.
+    idle_turns: Cell<u64>,
+    displaced: Cell<u64>,
 }
 
 impl Deadlines {
@@ -119,6 +130,8 @@ impl Deadlines {
             free: RefCell::new(Vec::new()),
             open: Cell::new(0),
             expired: Cell::default(),
+            idle_turns: Cell::new(0),
+            displaced: Cell::new(0),
         })
     }
 
@@ -127,6 +140,7 @@ impl Deadlines {
         let entry = Entry {
             deadline_ms: u64::MAX,
             wait: Wait::Nothing,
+            idle_turn: 0,
             expired: None,
             aborter: Some(aborter),
         };
@@ -158,10 +172,41 @@ impl Deadlines {
         self.expired.get()
     }
 
+    /// How many connections were cut to make room for another.
+    pub fn displaced(&self) -> u64 {
+        self.displaced.get()
+    }
+
     /// Whether connections are to close as soon as they have answered.
     #[inline]
     pub fn stopping(&self) -> bool {
         self.stopping.get()
+    }
+
+    /// Whether one more connection may be watched where there may be `limit`. If there are
+    /// as many, the one that has waited longest for a next request is cut for it: whoever
+    /// holds connections without using them keeps nobody out. What it had sent already is
+    /// still answered, so it goes a moment later; no more than [`CUT_MAX`] are going at once.
+    pub fn make_room(&self, limit: usize) -> bool {
+        let open = self.open();
+        open < limit || (open < limit + CUT_MAX && self.cut_longest_idle())
+    }
+
+    /// Cuts the connection that has waited longest for a next request; false if none waits
+    /// for one.
+    fn cut_longest_idle(&self) -> bool {
+        let mut entries = self.entries.borrow_mut();
+        let idle = entries.iter_mut().filter(|entry| {
+            entry.wait == Wait::Idle && entry.expired.is_none() && entry.aborter.is_some()
+        });
+        let Some(longest) = idle.min_by_key(|entry| entry.idle_turn) else {
+            return false;
+        };
+        longest.deadline_ms = u64::MAX;
+        longest.expired = Some(Wait::Idle);
+        cut(longest);
+        self.displaced.set(self.displaced.get() + 1);
+        true
     }
 
     /// Moves the time on and cuts what is overdue. `now_ms` counts from any
@@ -225,6 +270,11 @@ impl Watch {
         let mut entries = self.deadlines.entries.borrow_mut();
         let entry = &mut entries[self.index];
         entry.wait = wait;
+        if wait == Wait::Idle {
+            let turns = &self.deadlines.idle_turns;
+            turns.set(turns.get() + 1);
+            entry.idle_turn = turns.get();
+        }
         entry.deadline_ms = match limit {
             None => u64::MAX,
             Some(limit) => self

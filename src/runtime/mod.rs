@@ -44,7 +44,7 @@ use self::monoio as backend;
 pub use self::cores::{
     CORES_MAX, CoreFacts, CorePlan, CorePlanError, PlanReason, plan, read_facts,
 };
-pub use self::deadlines::{Deadlines, Expired, Timeouts, Wait, Watch};
+pub use self::deadlines::{CUT_MAX, Deadlines, Expired, Timeouts, Wait, Watch};
 pub use self::driver::{DriverChoice, DriverKind, DriverReport};
 pub use self::handoff::{Giver, Taker, handoff};
 pub use self::mailbox::{RECEIVE_BATCH_MAX, Receiver, Sender, TrySendError, mailbox};

@@ -80,6 +80,10 @@ pub struct CoreCounters {
     pub peer_frames: Cell,
     /// Those of them that had to go to another core.
     pub peer_frames_hopped: Cell,
+    /// Connections of peers turned away because the core has as many as it may.
+    pub peer_connections_refused: Cell,
+    /// Idle connections of peers that were closed to make room for others.
+    pub peer_connections_displaced: Cell,
     /// Requests of peers without the token.
     pub peer_unauthorized: Cell,
     /// Live items.

@@ -1,5 +1,5 @@
 //! What a node counts about who is let in, beyond its cores: changed by the threads that
-//! verify credentials and re-read files, read when scraped.
+//! verify credentials, re-read files and answer the management listener, read when scraped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,6 +39,24 @@ pub struct SecurityCounters {
     pub reload_failures: Shared,
     /// 1 while files are not as they are in force, because they cannot be taken over.
     pub reload_failing: Shared,
+    /// Management connections turned away because there are as many as there may be.
+    pub management_connections_refused: Shared,
+    /// Idle management connections that were closed to make room for others.
+    pub management_connections_displaced: Shared,
+    /// Management requests that showed no credentials that count.
+    pub management_unauthorized: Shared,
+    /// Management requests by callers that lack the scope.
+    pub management_forbidden: Shared,
+    /// Management requests whose credentials could not be verified then.
+    pub management_verifications_refused: Shared,
+    /// TLS handshakes on the management listener that became connections.
+    pub management_handshakes: Shared,
+    /// Those that came to no good end.
+    pub management_handshakes_failed: Shared,
+    /// Those that took too long.
+    pub management_handshakes_timed_out: Shared,
+    /// Those that were not begun because as many as may be were under way.
+    pub management_handshakes_refused: Shared,
     /// Fetches of the issuer's keys that have ended.
     pub oidc_fetches: Shared,
     /// Those of them that failed.

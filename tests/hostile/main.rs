@@ -4,6 +4,7 @@
 //! * `slow`: who sends or reads too slowly, or not at all.
 //! * `storms`: who connects and goes, again and again.
 //! * `large`: who sends too much of anything, or what nobody should.
+//! * `listeners`: strangers on the listeners that are not for clients.
 //! * `crowded`: many who together ask for more memory than there is.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test may fail")]
@@ -15,5 +16,6 @@ mod node;
 
 mod crowded;
 mod large;
+mod listeners;
 mod slow;
 mod storms;
