@@ -8,13 +8,16 @@ mod support;
 #[path = "support/tls.rs"]
 mod tls;
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use certificates::{Authority, Identity, client_config};
-use hypercache::runtime::{DriverChoice, Segment, Watch};
+use hypercache::runtime::{self, DriverChoice, Segment, Watch};
 use hypercache::tls::handshake::HandshakeCounts;
 use hypercache::tls::{ClientAuth, ServerTls, TlsStream, server_config};
 use rustls::pki_types::UnixTime;
@@ -559,5 +562,77 @@ fn small_buffers_get_everything() {
             client.conn.protocol_version(),
             Some(ProtocolVersion::TLSv1_2 | ProtocolVersion::TLSv1_3)
         ));
+    });
+}
+
+/// Another task of the core: runs once each time that it is woken and somebody yields.
+#[derive(Default)]
+struct Bystander {
+    turns: Cell<u64>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Bystander {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    async fn run(self: Rc<Self>) {
+        std::future::poll_fn(|context| {
+            self.turns.set(self.turns.get() + 1);
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Reads to the end, and then tells how much it was given between two turns of another
+/// task, at most.
+fn tell_the_most_in_a_turn(mut stream: TlsStream, _: Watch) -> Serving {
+    Box::pin(async move {
+        let bystander = Rc::<Bystander>::default();
+        runtime::spawn(Rc::clone(&bystander).run());
+        let (mut turn, mut in_turn, mut most) = (0, 0, 0);
+        while let (Ok(count @ 1..), _) = stream.read(Vec::with_capacity(64 << 10)).await {
+            if turn != bystander.turns.get() {
+                turn = bystander.turns.get();
+                in_turn = 0;
+            }
+            in_turn += count;
+            most = most.max(in_turn);
+            bystander.wake();
+        }
+        let _ = stream.write_all(most.to_string().into_bytes()).await;
+        let _ = stream.shutdown_write().await;
+        // Until the client has left.
+        let _ = stream.read(Vec::with_capacity(1)).await;
+    })
+}
+
+#[test]
+fn records_of_one_byte_leave_others_their_turn() {
+    let (authority, tls) = authority_and_server();
+    on_each_driver_and_version(&authority, None, |choice, config| {
+        let server = Server::start(choice, &tls, tell_the_most_in_a_turn);
+        let mut client = server.connect(config).unwrap();
+        let mut records = Vec::new();
+        for _ in 0..2000 {
+            client.conn.writer().write_all(&[1]).unwrap();
+            while client.conn.wants_write() {
+                client.conn.write_tls(&mut records).unwrap();
+            }
+        }
+        client.sock.write_all(&records).unwrap();
+        client.conn.send_close_notify();
+        client.flush().unwrap();
+        let mut told = String::new();
+        client.read_to_string(&mut told).unwrap();
+        // A byte is a record. 32 are a turn, but on epoll a task that yields can be the
+        // next one several times.
+        let most: usize = told.parse().unwrap();
+        assert!((1..1000).contains(&most), "{most} records in one turn");
     });
 }
