@@ -228,6 +228,30 @@ fn a_requested_client_certificate_may_be_missing_but_not_wrong() {
     });
 }
 
+#[test]
+fn a_long_chain_of_a_client_is_refused_unread() {
+    let (authority, ours) = (Authority::new("servers"), Authority::new("ours"));
+    for client_auth in [ClientAuth::Require, ClientAuth::Request] {
+        let tls = server_tls(&authority, Some(&ours), client_auth);
+        let eight = ours.client("alice").with_more(7);
+        on_each_driver_and_version(&authority, Some(&eight), |choice, config| {
+            let server = Server::start(choice, &tls, echo);
+            expect_echo(&mut server.connect(config).unwrap(), b"hello");
+            server.shaken().unwrap();
+        });
+        let nine = ours.client("alice").with_more(8);
+        on_each_driver_and_version(&authority, Some(&nine), |choice, config| {
+            let server = Server::start(choice, &tls, echo);
+            server
+                .connect(config)
+                .and_then(|mut client| client.read(&mut [0]))
+                .unwrap_err();
+            let why = server.shaken().unwrap_err();
+            assert!(why.contains("ChainTooLong"), "{why}");
+        });
+    }
+}
+
 /// A clock that stands still.
 #[derive(Debug)]
 struct At(u64);

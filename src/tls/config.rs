@@ -14,25 +14,37 @@
 //! Without the extension it may be used for both. One that is marked as a CA is no
 //! client's or server's own. A server's name or address must be among its subject's
 //! alternative names; the common name does not count for that. Revocation is not checked.
+//!
+//! **What a client's chain may cost.** A stranger may show any certificates, and webpki
+//! would check up to a hundred signatures to find a way through them. So at most
+//! [`CHAIN_MAX`] are looked at, and of several with the same subject the first only: then
+//! there is one way at most, and each certificate of it is held against the CAs that bear
+//! the name of its issuer.
 
 use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    ClientConfig, InconsistentKeys, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, InconsistentKeys,
+    OtherError, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The versions spoken.
 static VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+/// The most certificates that a client may show: its own, and six between that and a CA,
+/// which is as long as webpki follows a chain, and the CA's.
+const CHAIN_MAX: usize = 8;
 
 /// The only application protocol.
 const ALPN: &[u8] = b"http/1.1";
@@ -149,7 +161,7 @@ pub fn server_config(
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(VERSIONS)?;
     let builder = match &clients {
-        Some(clients) => builder.with_client_cert_verifier(Arc::clone(&clients.verifier)),
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier.clone()),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
@@ -207,7 +219,7 @@ pub fn client_config(
 /// was made when other CAs were trusted can so be refused.
 #[derive(Clone)]
 pub struct ClientVerifier {
-    verifier: Arc<dyn ClientCertVerifier>,
+    verifier: Arc<BoundedVerifier>,
 }
 
 impl ClientVerifier {
@@ -224,7 +236,14 @@ impl ClientVerifier {
             ClientAuth::Request => builder.allow_unauthenticated(),
         };
         let verifier = builder.build().map_err(without_roots)?;
-        Ok(Self { verifier })
+        Ok(Self {
+            verifier: Arc::new(BoundedVerifier(verifier)),
+        })
+    }
+
+    /// Whether this is that same verifier, not only one that was made alike.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.verifier, &other.verifier)
     }
 
     /// Whether a chain that a client has shown, its own certificate first, is good at
@@ -239,6 +258,99 @@ impl ClientVerifier {
             .ok_or(rustls::Error::NoCertificatesPresented)?;
         self.verifier.verify_client_cert(own, others, now)?;
         Ok(())
+    }
+}
+
+/// Looks at no more of a chain than a few signatures are enough for; see the module.
+#[derive(Debug)]
+struct BoundedVerifier(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for BoundedVerifier {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if others.len() >= CHAIN_MAX {
+            return Err(CertificateError::Other(OtherError(Arc::new(ChainTooLong))).into());
+        }
+        let others = first_of_each_subject(others)?;
+        self.0.verify_client_cert(own, &others, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, own, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, own, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// Why a chain is not looked at.
+#[derive(Debug)]
+struct ChainTooLong;
+
+impl fmt::Display for ChainTooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the client shows more than {CHAIN_MAX} certificates")
+    }
+}
+
+impl std::error::Error for ChainTooLong {}
+
+/// The certificates whose subject none before them has.
+fn first_of_each_subject<'a>(
+    chain: &'a [CertificateDer<'_>],
+) -> Result<Vec<CertificateDer<'a>>, rustls::Error> {
+    let mut subjects: Vec<Vec<u8>> = Vec::with_capacity(chain.len());
+    let mut firsts = Vec::with_capacity(chain.len());
+    for der in chain {
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|_| CertificateError::BadEncoding)?;
+        let subject = certificate.subject().as_raw();
+        if !subjects.iter().any(|earlier| earlier == subject) {
+            subjects.push(subject.to_vec());
+            firsts.push(CertificateDer::from(&der[..]));
+        }
+    }
+    Ok(firsts)
+}
+
+/// When the first of the certificates that a peer has shown expires, in seconds of Unix
+/// time; each of them counts, whether it was needed or not. Nothing when there is none,
+/// or one that cannot be read.
+pub fn chain_end(chain: &[CertificateDer<'_>]) -> Option<i64> {
+    match validity(chain) {
+        Ok(whole) if !chain.is_empty() => Some(whole.not_after),
+        _ => None,
     }
 }
 
