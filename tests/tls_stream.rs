@@ -8,13 +8,16 @@ mod support;
 #[path = "support/tls.rs"]
 mod tls;
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use certificates::{Authority, Identity, client_config};
-use hypercache::runtime::{DriverChoice, Segment, Watch};
+use hypercache::runtime::{self, DriverChoice, Segment, Watch};
 use hypercache::tls::handshake::HandshakeCounts;
 use hypercache::tls::{ClientAuth, ServerTls, TlsStream, server_config};
 use rustls::pki_types::UnixTime;
@@ -225,6 +228,30 @@ fn a_requested_client_certificate_may_be_missing_but_not_wrong() {
     });
 }
 
+#[test]
+fn a_long_chain_of_a_client_is_refused_unread() {
+    let (authority, ours) = (Authority::new("servers"), Authority::new("ours"));
+    for client_auth in [ClientAuth::Require, ClientAuth::Request] {
+        let tls = server_tls(&authority, Some(&ours), client_auth);
+        let eight = ours.client("alice").with_more(7);
+        on_each_driver_and_version(&authority, Some(&eight), |choice, config| {
+            let server = Server::start(choice, &tls, echo);
+            expect_echo(&mut server.connect(config).unwrap(), b"hello");
+            server.shaken().unwrap();
+        });
+        let nine = ours.client("alice").with_more(8);
+        on_each_driver_and_version(&authority, Some(&nine), |choice, config| {
+            let server = Server::start(choice, &tls, echo);
+            server
+                .connect(config)
+                .and_then(|mut client| client.read(&mut [0]))
+                .unwrap_err();
+            let why = server.shaken().unwrap_err();
+            assert!(why.contains("ChainTooLong"), "{why}");
+        });
+    }
+}
+
 /// A clock that stands still.
 #[derive(Debug)]
 struct At(u64);
@@ -306,14 +333,15 @@ fn a_handshake_has_one_deadline_however_its_bytes_come() {
         let server = Server::start(choice, &tls, echo);
         let silent = server.tcp();
         let mut dribbling = server.tcp();
-        let mut hello = client(&config, server.tcp());
-        hello.conn.write_tls(&mut hello.sock).unwrap();
-        server.wait_for_in_progress(3);
+        let _half = half(&config, &server);
+        // By then the others, which came earlier, are waited for as well.
+        server.wait_for_in_progress(1);
         for byte in [22, 3, 1] {
             dribbling.write_all(&[byte]).unwrap();
             server.advance(HANDSHAKE_MS / 4);
         }
-        assert_eq!(server.in_progress(), 3);
+        assert_eq!(server.in_progress(), 1);
+        assert_eq!(server.counts(), HandshakeCounts::default());
         server.advance(HANDSHAKE_MS / 4);
         for _ in 0..3 {
             let why = server.shaken().unwrap_err();
@@ -350,13 +378,48 @@ fn a_handshake_of_too_many_records_is_given_up() {
     }
 }
 
+/// A client that sends its first message and no more.
+fn half(config: &Arc<ClientConfig>, server: &Server) -> tls::Client {
+    let mut half = client(config, server.tcp());
+    half.conn.write_tls(&mut half.sock).unwrap();
+    half
+}
+
+#[test]
+fn who_is_silent_or_dribbles_keeps_nobody_from_shaking_hands() {
+    let (authority, tls) = authority_and_server();
+    let config = client_config(&authority, None, &TLS13);
+    for choice in choices() {
+        let server = Server::with_limit(choice, &tls, 2, echo);
+        let silent: Vec<_> = (0..20).map(|_| server.tcp()).collect();
+        for mut dribbling in &silent[10..] {
+            // The better part of a record.
+            dribbling.write_all(&[22, 3, 1, 0, 200, 1]).unwrap();
+        }
+        for completed in 1..=3 {
+            expect_echo(&mut server.connect(&config).unwrap(), b"hello");
+            server.wait_for_counts(HandshakeCounts {
+                completed,
+                ..HandshakeCounts::default()
+            });
+        }
+        server.wait_for_in_progress(0);
+        server.advance(HANDSHAKE_MS);
+        server.wait_for_counts(HandshakeCounts {
+            completed: 3,
+            timed_out: 20,
+            ..HandshakeCounts::default()
+        });
+    }
+}
+
 #[test]
 fn beyond_the_limit_the_newest_handshake_is_refused() {
     let (authority, tls) = authority_and_server();
     let config = client_config(&authority, None, &TLS13);
     for choice in choices() {
         let server = Server::with_limit(choice, &tls, 2, echo);
-        let _waiting = [server.tcp(), server.tcp()];
+        let _waiting = [half(&config, &server), half(&config, &server)];
         server.wait_for_in_progress(2);
         assert!(server.connect(&config).is_err());
         assert!(server.shaken().unwrap_err().contains("in progress"));
@@ -379,13 +442,7 @@ fn a_flood_of_half_handshakes_leaves_connections_alone() {
         let server = Server::start(choice, &tls, echo);
         let mut established = server.connect(&config).unwrap();
         expect_echo(&mut established, b"before");
-        let flood: Vec<_> = (0..FLOOD)
-            .map(|_| {
-                let mut half = client(&config, server.tcp());
-                half.conn.write_tls(&mut half.sock).unwrap();
-                half
-            })
-            .collect();
+        let flood: Vec<_> = (0..FLOOD).map(|_| half(&config, &server)).collect();
         for _ in 0..100 {
             expect_echo(&mut established, b"during");
         }
@@ -559,5 +616,77 @@ fn small_buffers_get_everything() {
             client.conn.protocol_version(),
             Some(ProtocolVersion::TLSv1_2 | ProtocolVersion::TLSv1_3)
         ));
+    });
+}
+
+/// Another task of the core: runs once each time that it is woken and somebody yields.
+#[derive(Default)]
+struct Bystander {
+    turns: Cell<u64>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Bystander {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    async fn run(self: Rc<Self>) {
+        std::future::poll_fn(|context| {
+            self.turns.set(self.turns.get() + 1);
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Reads to the end, and then tells how much it was given between two turns of another
+/// task, at most.
+fn tell_the_most_in_a_turn(mut stream: TlsStream, _: Watch) -> Serving {
+    Box::pin(async move {
+        let bystander = Rc::<Bystander>::default();
+        runtime::spawn(Rc::clone(&bystander).run());
+        let (mut turn, mut in_turn, mut most) = (0, 0, 0);
+        while let (Ok(count @ 1..), _) = stream.read(Vec::with_capacity(64 << 10)).await {
+            if turn != bystander.turns.get() {
+                turn = bystander.turns.get();
+                in_turn = 0;
+            }
+            in_turn += count;
+            most = most.max(in_turn);
+            bystander.wake();
+        }
+        let _ = stream.write_all(most.to_string().into_bytes()).await;
+        let _ = stream.shutdown_write().await;
+        // Until the client has left.
+        let _ = stream.read(Vec::with_capacity(1)).await;
+    })
+}
+
+#[test]
+fn records_of_one_byte_leave_others_their_turn() {
+    let (authority, tls) = authority_and_server();
+    on_each_driver_and_version(&authority, None, |choice, config| {
+        let server = Server::start(choice, &tls, tell_the_most_in_a_turn);
+        let mut client = server.connect(config).unwrap();
+        let mut records = Vec::new();
+        for _ in 0..2000 {
+            client.conn.writer().write_all(&[1]).unwrap();
+            while client.conn.wants_write() {
+                client.conn.write_tls(&mut records).unwrap();
+            }
+        }
+        client.sock.write_all(&records).unwrap();
+        client.conn.send_close_notify();
+        client.flush().unwrap();
+        let mut told = String::new();
+        client.read_to_string(&mut told).unwrap();
+        // A byte is a record. 32 are a turn, but on epoll a task that yields can be the
+        // next one several times.
+        let most: usize = told.parse().unwrap();
+        assert!((1..1000).contains(&most), "{most} records in one turn");
     });
 }

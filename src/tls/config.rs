@@ -14,6 +14,12 @@
 //! Without the extension it may be used for both. One that is marked as a CA is no
 //! client's or server's own. A server's name or address must be among its subject's
 //! alternative names; the common name does not count for that. Revocation is not checked.
+//!
+//! **What a client's chain may cost.** A stranger may show any certificates, and webpki
+//! would check up to a hundred signatures to find a way through them. So at most
+//! [`CHAIN_MAX`] are looked at, and of several with the same subject the first only: then
+//! there is one way at most, and each certificate of it is held against the CAs that bear
+//! the name of its issuer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,12 +35,16 @@ use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientV
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, InconsistentKeys,
-    RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    OtherError, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The versions spoken.
 static VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+/// The most certificates that a client may show: its own, and six between that and a CA,
+/// which is as long as webpki follows a chain, and the CA's.
+const CHAIN_MAX: usize = 8;
 
 /// The only application protocol.
 const ALPN: &[u8] = b"http/1.1";
@@ -154,7 +164,7 @@ pub fn server_config(
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(VERSIONS)?;
     let builder = match &clients {
-        Some(clients) => builder.with_client_cert_verifier(Arc::clone(&clients.verifier)),
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier.clone()),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
@@ -212,7 +222,7 @@ pub fn client_config(
 /// was made when other CAs were trusted can so be refused.
 #[derive(Clone)]
 pub struct ClientVerifier {
-    verifier: Arc<dyn ClientCertVerifier>,
+    verifier: Arc<BoundedVerifier>,
 }
 
 impl ClientVerifier {
@@ -230,11 +240,11 @@ impl ClientVerifier {
         };
         let verifier = builder.build().map_err(without_roots)?;
         Ok(Self {
-            verifier: Arc::new(ShortChains(verifier)),
+            verifier: Arc::new(BoundedVerifier(verifier)),
         })
     }
 
-    /// Whether it is the very same: then what one has found good the other has too.
+    /// Whether this is that same verifier, not only one that was made alike.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.verifier, &other.verifier)
     }
@@ -254,58 +264,96 @@ impl ClientVerifier {
     }
 }
 
-/// Refuses chains that are longer than any need be before it looks at a signature: who has
-/// proved nothing yet could have a hundred of them checked in one step.
+/// Looks at no more of a chain than a few signatures are enough for; see the module.
 #[derive(Debug)]
-struct ShortChains(Arc<dyn ClientCertVerifier>);
+struct BoundedVerifier(Arc<dyn ClientCertVerifier>);
 
-impl ClientCertVerifier for ShortChains {
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        if intermediates.len() >= CHAIN_CERTIFICATES_MAX {
-            return Err(rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer,
-            ));
-        }
-        self.0.verify_client_cert(end_entity, intermediates, now)
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-
+impl ClientCertVerifier for BoundedVerifier {
     fn offer_client_auth(&self) -> bool {
         self.0.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
         self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if others.len() >= CHAIN_MAX {
+            return Err(CertificateError::Other(OtherError(Arc::new(ChainTooLong))).into());
+        }
+        let others = first_of_each_subject(others)?;
+        self.0.verify_client_cert(own, &others, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, own, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, own, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// Why a chain is not looked at.
+#[derive(Debug)]
+struct ChainTooLong;
+
+impl fmt::Display for ChainTooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the client shows more than {CHAIN_MAX} certificates")
+    }
+}
+
+impl std::error::Error for ChainTooLong {}
+
+/// The certificates whose subject none before them has.
+fn first_of_each_subject<'a>(
+    chain: &'a [CertificateDer<'_>],
+) -> Result<Vec<CertificateDer<'a>>, rustls::Error> {
+    let mut subjects: Vec<Vec<u8>> = Vec::with_capacity(chain.len());
+    let mut firsts = Vec::with_capacity(chain.len());
+    for der in chain {
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|_| CertificateError::BadEncoding)?;
+        let subject = certificate.subject().as_raw();
+        if !subjects.iter().any(|earlier| earlier == subject) {
+            subjects.push(subject.to_vec());
+            firsts.push(CertificateDer::from(&der[..]));
+        }
+    }
+    Ok(firsts)
+}
+
+/// When the first of the certificates that a peer has shown expires, in seconds of Unix
+/// time; each of them counts, whether it was needed or not. Nothing when there is none,
+/// or one that cannot be read.
+pub fn chain_end(chain: &[CertificateDer<'_>]) -> Option<i64> {
+    match validity(chain) {
+        Ok(whole) if !chain.is_empty() => Some(whole.not_after),
+        _ => None,
     }
 }
 

@@ -1,21 +1,26 @@
 //! Becoming a [`TlsStream`], as a server or as a client, without stalling a core.
 //!
 //! ```text
-//! accept -> a slot is free? -> read one record -> gate -> one step -> write -> ... -> done
-//!             no: refused        too slow, too long, gone, not TLS: failed
+//! accept -> read one record -> a slot is free? -> gate -> one step -> write -> read ... -> done
+//!           too slow, gone       no: refused     too slow, too long, gone, not TLS: failed
 //! ```
 //!
 //! A step of a server's handshake costs a tenth of a millisecond to a whole one, on a
 //! thread that also serves requests. So the steps of one core's handshakes go through a
 //! gate ([`super::gate`]), one per turn of the loop and half of the time at most:
-//! whatever clients send, an established connection waits for about one step. A flood
-//! makes new connections slow, not old ones.
+//! whatever clients send, an established connection waits for about one step, and a step
+//! checks ten or so signatures at most ([`super::config::ClientVerifier`]). Who is too late
+//! takes no step any more. A flood makes new connections slow, not old ones.
 //!
 //! **What one handshake may cost.** Its whole duration is at most the read timeout
 //! ([`Wait::Handshake`]), however its bytes are spread; it takes at most
-//! [`RECEIVED_BYTES_MAX`] in [`RECORDS_MAX`] records. Until the first record is whole,
-//! only a small buffer is held. Beyond the limit of handshakes in progress the newest is
-//! refused, which costs nothing.
+//! [`RECEIVED_BYTES_MAX`] in [`RECORDS_MAX`] records.
+//!
+//! **A slot** of the limit of handshakes in progress is taken by who has sent a whole
+//! record. Until then a client holds its connection and a buffer: [`READ_BYTES`] when it
+//! is silent, and about twice what it has sent of one record when it dribbles. The limit
+//! of connections and the read timeout bound how many do so, and they keep nobody from
+//! shaking hands. Beyond the limit the newest is refused, before anything was computed.
 //!
 //! **A resumed session** shows no certificate: rustls restores it from the ticket, where
 //! it was put when it was verified, perhaps long ago. So it is verified again.
@@ -120,7 +125,7 @@ pub struct HandshakeCounts {
     pub failed: u64,
     /// Those that took too long.
     pub timed_out: u64,
-    /// Those that were not begun, since too many were in progress.
+    /// Those that took no step, since too many were in progress.
     pub refused: u64,
 }
 
@@ -151,7 +156,7 @@ impl Handshakes {
         })
     }
 
-    /// How many are in progress.
+    /// How many are in progress: their first record has come, and they have not ended.
     pub fn in_progress(&self) -> usize {
         self.in_progress.get()
     }
@@ -182,7 +187,12 @@ impl Handshakes {
     }
 
     /// Waits for this handshake's turn, takes its step and lets the next one go later.
-    async fn step<T>(self: &Rc<Self>, step: impl FnOnce() -> T) -> T {
+    /// Takes none when it is too late by then.
+    async fn step(
+        self: &Rc<Self>,
+        watch: &Watch,
+        step: impl FnOnce() -> Result<(), HandshakeError>,
+    ) -> Result<(), HandshakeError> {
         let pass = Pass {
             handshakes: self,
             place: self.gate.borrow_mut().arrive(),
@@ -191,6 +201,9 @@ impl Handshakes {
             self.open();
         }
         pass.wait().await;
+        if watch.expired().is_some() {
+            return Err(HandshakeError::TimedOut);
+        }
         let began = self.epoch.elapsed();
         let result = step();
         let ended = self.epoch.elapsed();
@@ -332,14 +345,13 @@ async fn serve(
         input: received,
         stream,
     };
-    // The endpoint is made when there is something to look at: a client that only
-    // connects, or dribbles, costs no more than its buffer.
+    // The slot is taken and the endpoint made when there is something to look at: a client
+    // that only connects, or dribbles, costs no more than its buffer.
     let end = wire.record(0).await.map_err(|error| (error, None))?;
-    // Nor does it take the place of one that speaks.
     let _slot = handshakes.begin().ok_or((HandshakeError::Refused, None))?;
     let session = Session::server(Arc::clone(&tls.config));
     let mut session = session.map_err(|error| (error.into(), None))?;
-    let shaken = shake(&mut wire, &mut session, end, (tls, watch), handshakes).await;
+    let shaken = shake(&mut wire, &mut session, end, tls, handshakes, watch).await;
     let alert = session.take_output();
     match shaken {
         Ok(()) => Ok(TlsStream::new(wire.stream, session, wire.input)),
@@ -358,14 +370,11 @@ async fn shake(
     mut end: usize,
     (tls, watch): (&ServerTls, &Watch),
     handshakes: &Rc<Handshakes>,
+    watch: &Watch,
 ) -> Result<(), HandshakeError> {
     for _ in 0..RECORDS_MAX {
         let input = &mut wire.input;
-        let step = handshakes.step(|| match watch.expired() {
-            None => server_step(session, tls, input, end),
-            // It waited too long for its turn: computing would be in vain.
-            Some(_) => Err(HandshakeError::TimedOut),
-        });
+        let step = handshakes.step(watch, || server_step(session, tls, input, end));
         step.await?;
         wire.send(session.take_output()).await?;
         if !session.state().is_handshaking() {
@@ -500,3 +509,6 @@ async fn linger(mut stream: Stream, watch: &Watch) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,12 @@
 //! so while it waits, a connection has no buffer of its own. What does not fit waits in
 //! one: the beginning of a record (at most one), plaintext that the caller's buffer had
 //! no room for (of at most what one read of the socket brought), and records beyond
-//! [`RECORDS_PER_TURN`]. These buffers are given back when they are empty.
+//! [`RECORDS_PER_TURN`]. These buffers are given back when they are empty, and what is
+//! left of received bytes is moved only once more than half are done with: so opening
+//! costs as much as there are bytes and records, however small the records are.
+//!
+//! **Turns.** After [`RECORDS_PER_TURN`] records others have their turn, whether there was
+//! data in them or not, and however many reads they were given out with.
 //!
 //! **Writing.** At most [`PIECE_BYTES`] are encrypted before they are sent, whatever the
 //! size of the answer. Large parts are encrypted from where they lie; only a record that
@@ -67,6 +72,8 @@ pub struct TlsStream {
     /// Opened and not given out, from `plain_at` on.
     plain: Vec<u8>,
     plain_at: usize,
+    /// Records opened since others had their turn.
+    records: usize,
     /// Why nothing can be read or written any more.
     failed: Option<SessionError>,
     finished: bool,
@@ -82,6 +89,7 @@ impl TlsStream {
             input_at: 0,
             plain: Vec::new(),
             plain_at: 0,
+            records: 0,
             failed: None,
             finished: false,
         }
@@ -130,11 +138,14 @@ impl TlsStream {
                 return (Err(error.clone().into()), buf);
             }
             if self.session.is_closed_by_peer() {
-                self.input = Vec::new();
-                self.input_at = 0;
+                self.keep(Vec::new(), 0);
                 return (Ok(0), buf);
             }
-            let opened = match self.session.next(&self.input[self.input_at..]) {
+            if self.records >= RECORDS_PER_TURN {
+                yield_to_io().await;
+                self.records = 0;
+            }
+            let data = match self.session.next(&self.input[self.input_at..]) {
                 Next::Whole { .. } => self.open_input(&mut buf),
                 Next::Missing { bytes } if !self.input.is_empty() => {
                     match self.read_rest(bytes).await {
@@ -154,20 +165,8 @@ impl TlsStream {
                     }
                 }
             };
-            match opened {
-                Opened {
-                    data: 0,
-                    records: 0,
-                } => {}
-                Opened { data, records } => {
-                    // With data or without: records may be as small as the peer likes.
-                    if data == 0 || records == RECORDS_PER_TURN {
-                        yield_to_io().await;
-                    }
-                    if data > 0 {
-                        return (Ok(data), buf);
-                    }
-                }
+            if data > 0 {
+                return (Ok(data), buf);
             }
         }
     }
@@ -182,28 +181,34 @@ impl TlsStream {
         read
     }
 
-    /// Opens records in the own buffer.
-    fn open_input(&mut self, buf: &mut Vec<u8>) -> Opened {
+    /// Opens records in the own buffer. Returns how much data came of them.
+    fn open_input(&mut self, buf: &mut Vec<u8>) -> usize {
         let mut input = std::mem::take(&mut self.input);
-        let opened = with_scratch(|scratch| {
-            let (done, records) = self.open(&mut input[self.input_at..], scratch);
-            self.input_at += done;
-            if self.input_at == input.len() {
-                input = Vec::new();
-                self.input_at = 0;
-            }
-            let data = self.deliver(scratch, buf);
-            Opened { data, records }
-        });
-        self.input = input;
-        opened
+        let at = self.input_at;
+        with_scratch(|scratch| {
+            let done = self.open(&mut input[at..], scratch);
+            self.keep(input, at + done);
+            self.deliver(scratch, buf)
+        })
+    }
+
+    /// Keeps what there is of `input` from `at` on.
+    fn keep(&mut self, input: Vec<u8>, at: usize) {
+        let rest = input.len() - at;
+        (self.input, self.input_at) = if rest == 0 || self.failed.is_some() {
+            (Vec::new(), 0)
+        } else if rest < at {
+            (input[at..].to_vec(), 0)
+        } else {
+            (input, at)
+        };
     }
 
     /// Opens the records that were read into `buf` from `begin` on, and leaves plaintext
-    /// in their place.
-    fn open_in_place(&mut self, buf: &mut Vec<u8>, begin: usize) -> Opened {
+    /// in their place. Returns how much.
+    fn open_in_place(&mut self, buf: &mut Vec<u8>, begin: usize) -> usize {
         with_scratch(|scratch| {
-            let (done, records) = self.open(&mut buf[begin..], scratch);
+            let done = self.open(&mut buf[begin..], scratch);
             let rest = &buf[begin + done..];
             if !rest.is_empty() {
                 let missing = match self.session.next(rest) {
@@ -214,32 +219,29 @@ impl TlsStream {
                 self.input.extend_from_slice(rest);
             }
             buf.truncate(begin);
-            let data = self.deliver(scratch, buf);
-            Opened { data, records }
+            self.deliver(scratch, buf)
         })
     }
 
-    /// Opens whole records of `input`, at most [`RECORDS_PER_TURN`]. Returns how many
-    /// bytes are done with, and how many records they were.
-    fn open(&mut self, input: &mut [u8], data: &mut Vec<u8>) -> (usize, usize) {
+    /// Opens whole records of `input`, as many as this turn may. Returns how many bytes
+    /// are done with.
+    fn open(&mut self, input: &mut [u8], data: &mut Vec<u8>) -> usize {
         let mut done = 0;
-        for records in 0..RECORDS_PER_TURN {
+        while self.records < RECORDS_PER_TURN && !self.session.is_closed_by_peer() {
             let input = &mut input[done..];
             let Next::Whole { end } = self.session.next(input) else {
-                return (done, records);
+                break;
             };
-            if self.session.is_closed_by_peer() {
-                return (done, records);
-            }
+            self.records += 1;
             match self.session.open(input, end, data) {
                 Ok(bytes) => done += bytes,
                 Err(error) => {
                     self.fail(error);
-                    return (done, records + 1);
+                    break;
                 }
             }
         }
-        (done, RECORDS_PER_TURN)
+        done
     }
 
     /// Gives out `data`: what `buf` has room for, and the rest with the next reads.
@@ -270,7 +272,7 @@ impl TlsStream {
 
     fn fail(&mut self, error: SessionError) {
         self.failed = Some(error);
-        self.input = Vec::new();
+        self.keep(Vec::new(), 0);
         let alert = self.session.take_output();
         if !alert.is_empty() && !self.finished {
             // Waiting for a peer that lies is not worth the while.
@@ -360,7 +362,8 @@ impl TlsStream {
         if self.finished {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let result = self.session.seal(plain, &mut self.input, sealed);
+        let input = &mut self.input[self.input_at..];
+        let result = self.session.seal(plain, input, sealed);
         result.map_err(|error| {
             self.failed = Some(error.clone());
             error.into()
@@ -373,7 +376,8 @@ impl TlsStream {
         if !self.finished && self.failed.is_none() {
             self.finished = true;
             let mut alert = Vec::new();
-            self.session.close(&mut self.input, &mut alert)?;
+            let input = &mut self.input[self.input_at..];
+            self.session.close(input, &mut alert)?;
             self.stream.write_all(alert).await.0?;
         }
         self.stream.shutdown_write()
@@ -383,14 +387,6 @@ impl TlsStream {
     pub fn set_linger_zero(&self) -> io::Result<()> {
         self.stream.set_linger_zero()
     }
-}
-
-/// What came of opening records.
-struct Opened {
-    /// Bytes given out.
-    data: usize,
-    /// Records opened.
-    records: usize,
 }
 
 /// What is left of the parts of a write.

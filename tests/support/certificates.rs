@@ -21,7 +21,7 @@ use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 /// Signs certificates.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate and its private key.
+/// A certificate, perhaps with others of its chain behind it, and its private key.
 #[derive(Clone)]
 pub struct Identity {
     pub cert: String,
@@ -29,6 +29,13 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The same with as many more certificates behind it, which nobody needs.
+    pub fn with_more(mut self, count: usize) -> Self {
+        let more = Authority::new("one more").pem();
+        self.cert.push_str(&more.repeat(count));
+        self
+    }
+
     /// The certificate as it is sent.
     pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.cert.as_bytes()).unwrap()
@@ -121,7 +128,8 @@ pub fn client_config(
         None => builder.with_no_client_auth(),
         Some(identity) => {
             let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
-            let chain = vec![identity.der()];
+            let chain = CertificateDer::pem_slice_iter(identity.cert.as_bytes());
+            let chain = chain.collect::<Result<_, _>>().unwrap();
             builder.with_client_auth_cert(chain, key).unwrap()
         }
     };

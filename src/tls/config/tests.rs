@@ -133,6 +133,71 @@ fn a_chain_is_verified_against_other_authorities_and_at_another_time() {
 }
 
 #[test]
+fn a_chain_of_more_than_eight_is_refused_whatever_is_in_it() {
+    let authority = Authority::new("authority");
+    let verifier = ClientVerifier::new(authority.pem().as_bytes(), ClientAuth::Require).unwrap();
+    let mut chain = vec![authority.client("alice").der()];
+    chain.extend((1..8).map(|n| authority.client(&format!("unneeded {n}")).der()));
+    verifier.verify(&chain, at(IN_2030)).unwrap();
+    chain.push(CertificateDer::from(b"no certificate".to_vec()));
+    let why = verifier.verify(&chain, at(IN_2030)).unwrap_err();
+    let why = why.to_string();
+    assert!(why.contains("more than 8 certificates"), "{why}");
+}
+
+#[test]
+fn strangers_with_the_authoritys_name_cost_a_few_signatures() {
+    let authority = Authority::new("authority");
+    let verifier = ClientVerifier::new(authority.pem().as_bytes(), ClientAuth::Require).unwrap();
+    // Each could be the issuer of each, and all say that the authority is.
+    let strangers: Vec<_> = (0..7).map(|_| Authority::new("authority")).collect();
+    let mut chain = vec![strangers[0].client("mallory").der()];
+    for stranger in &strangers {
+        let pem = stranger.pem();
+        chain.push(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+    }
+    let why = verifier.verify(&chain, at(IN_2030)).unwrap_err();
+    let bad = rustls::Error::InvalidCertificate(CertificateError::BadSignature);
+    assert_eq!(why, bad, "not the end of a budget of signatures");
+}
+
+#[test]
+fn a_certificate_shown_twice_does_no_harm() {
+    let authority = Authority::new("authority");
+    let verifier = ClientVerifier::new(authority.pem().as_bytes(), ClientAuth::Require).unwrap();
+    let root = authority.pem();
+    let root = CertificateDer::from_pem_slice(root.as_bytes()).unwrap();
+    let chain = [authority.client("alice").der(), root.clone(), root];
+    verifier.verify(&chain, at(IN_2030)).unwrap();
+}
+
+#[test]
+fn a_chain_ends_with_the_first_certificate_that_expires() {
+    let authority = Authority::new("authority");
+    let (first, last) = (
+        authority.client_until("alice", (2030, 1, 1)).der(),
+        authority.client_until("bob", (2031, 1, 1)).der(),
+    );
+    const BEGIN_OF_2030: i64 = 1_893_456_000;
+    const BEGIN_OF_2031: i64 = 1_924_992_000;
+    assert_eq!(chain_end(std::slice::from_ref(&last)), Some(BEGIN_OF_2031));
+    for chain in [[first.clone(), last.clone()], [last, first.clone()]] {
+        assert_eq!(chain_end(&chain), Some(BEGIN_OF_2030));
+    }
+    assert_eq!(chain_end(&[]), None);
+    assert_eq!(chain_end(&[first, CertificateDer::from(vec![0])]), None);
+}
+
+#[test]
+fn a_verifier_is_itself_and_its_clones_and_no_other() {
+    let pem = Authority::new("authority").pem();
+    let verifier = || ClientVerifier::new(pem.as_bytes(), ClientAuth::Require).unwrap();
+    let one = verifier();
+    assert!(one.is(&one.clone()));
+    assert!(!one.is(&verifier()));
+}
+
+#[test]
 fn what_a_certificate_is_for_is_heeded_where_it_says_so() {
     use ExtendedKeyUsagePurpose::{Any, ClientAuth as ForClients, ServerAuth as ForServers};
     let authority = Authority::new("authority");
