@@ -207,7 +207,7 @@ impl Service for Recorder {
         self.answer(turn);
     }
 
-    fn refuse(&self, error: &ApiError, turn: &mut Turn) {
+    fn refuse(&self, error: &ApiError, _head_only: bool, turn: &mut Turn) {
         turn.closes = true;
         let denied = error.status == http::Status::Unauthorized;
         assert!((400..600).contains(&(error.status as u16)));

@@ -15,7 +15,7 @@ use super::verifying::{Verifiers, Verifying};
 use crate::api::ApiError;
 use crate::auth::{Admission, Caller, Gate, Refusal, Scope};
 use crate::clock::UnixMs;
-use crate::tls::config::{chain_ends, subject_cn};
+use crate::tls::config::{chain_end, subject_cn};
 use crate::tls::{ClientVerifier, TlsStream};
 
 /// How many requests were turned away, by reason.
@@ -66,7 +66,7 @@ impl Visitor {
             certificates: certificates.to_vec(),
             good_under: Cell::new(security.number),
             good_by: RefCell::new(security.clients(entrance).cloned()),
-            ends_s: chain_ends(certificates),
+            ends_s: ends_s(certificates),
         }
     }
 
@@ -79,6 +79,16 @@ impl Visitor {
     pub fn caller(&self) -> &Caller {
         &self.caller
     }
+}
+
+/// The first second in which one of these certificates is good no more.
+fn ends_s(certificates: &[CertificateDer<'_>]) -> u64 {
+    if certificates.is_empty() {
+        return u64::MAX;
+    }
+    // What cannot be read, or ended before 1970, is good for nothing.
+    let last = chain_end(certificates).and_then(|last| u64::try_from(last).ok());
+    last.map_or(0, |last| last.saturating_add(1))
 }
 
 /// See the module's comment.

@@ -49,9 +49,6 @@ const CHAIN_MAX: usize = 8;
 /// The only application protocol.
 const ALPN: &[u8] = b"http/1.1";
 
-/// The longest chain of a client that is looked at, its own certificate included.
-const CHAIN_CERTIFICATES_MAX: usize = 8;
-
 /// What is wrong with some PEM bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
@@ -368,16 +365,6 @@ pub fn subject_cn(cert_der: &[u8]) -> Option<String> {
     let name = name.as_str().ok()?;
     let is_plain = rest.is_empty() && !name.is_empty() && !name.chars().any(char::is_control);
     is_plain.then(|| name.to_owned())
-}
-
-/// The first second of Unix time in which one of these certificates is good no more; 0 when
-/// one cannot be read, and the end of time without any.
-pub fn chain_ends(chain: &[CertificateDer<'_>]) -> u64 {
-    match validity(chain) {
-        Ok(validity) if chain.is_empty() => validity.not_after as u64,
-        Ok(validity) => u64::try_from(validity.not_after.saturating_add(1)).unwrap_or(0),
-        Err(_) => 0,
-    }
 }
 
 fn provider() -> Arc<CryptoProvider> {

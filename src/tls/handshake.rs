@@ -368,7 +368,7 @@ async fn shake(
     wire: &mut Wire,
     session: &mut Session,
     mut end: usize,
-    (tls, watch): (&ServerTls, &Watch),
+    tls: &ServerTls,
     handshakes: &Rc<Handshakes>,
     watch: &Watch,
 ) -> Result<(), HandshakeError> {

@@ -173,8 +173,6 @@ impl TlsStream {
 
     /// Reads into the own buffer, where a record has begun.
     async fn read_rest(&mut self, missing: usize) -> io::Result<usize> {
-        self.input.drain(..self.input_at);
-        self.input_at = 0;
         self.input.reserve(missing.max(REST_BYTES_MIN));
         let (read, input) = self.stream.read(std::mem::take(&mut self.input)).await;
         self.input = input;
