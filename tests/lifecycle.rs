@@ -185,11 +185,15 @@ fn reference_defect_21_a_bad_setting_is_one_line() {
 
 #[test]
 fn a_node_never_falls_back_to_serving_everyone() {
-    let line = one_line(&output(command(&[("HYPERCACHE_AUTH_TOKEN", "sesame")])));
-    assert!(
-        line.contains("HYPERCACHE_AUTH_TOKEN") && !line.contains("sesame"),
-        "{line}"
-    );
+    for (setting, value) in [
+        ("HYPERCACHE_AUTH_TOKEN", "two words"),
+        ("HYPERCACHE_AUTH_TOKEN_FILE", "/nowhere/token"),
+        ("HYPERCACHE_AUTH_CONFIG", "/nowhere/policy.yaml"),
+        ("HYPERCACHE_OIDC_ISSUER", "https://issuer.example"),
+    ] {
+        let line = one_line(&output(command(&[(setting, value)])));
+        assert!(line.contains(setting) && !line.contains("two words"), "{line}");
+    }
 }
 
 #[test]
