@@ -192,7 +192,10 @@ fn a_node_never_falls_back_to_serving_everyone() {
         ("HYPERCACHE_OIDC_ISSUER", "https://issuer.example"),
     ] {
         let line = one_line(&output(command(&[(setting, value)])));
-        assert!(line.contains(setting) && !line.contains("two words"), "{line}");
+        assert!(
+            line.contains(setting) && !line.contains("two words"),
+            "{line}"
+        );
     }
 }
 
