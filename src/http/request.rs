@@ -214,6 +214,12 @@ pub fn parse_head<'b>(buf: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>
             refuse_partial(input, limits)?;
             return Ok(None);
         }
+        // Which version it would be is told by the whole line only: what is refused must
+        // not depend on how its bytes arrive.
+        Err(httparse::Error::Version) if memchr::memchr(b'\n', input).is_none() => {
+            refuse_partial(input, limits)?;
+            return Ok(None);
+        }
         Err(error) => return Err(malformed(error, input, limits)),
     };
     if len > limits.head_bytes_max {
