@@ -30,13 +30,11 @@ pub fn law(bytes: &[u8]) {
     let mut with_flags: Vec<OsString> = Vec::new();
     for (name, value) in flags {
         let setting = TABLE.iter().find(|setting| name == setting.variable);
-        with_flags.push(
-            setting
-                .map(|setting| setting.flag())
-                .unwrap_or_default()
-                .into(),
-        );
-        with_flags.push(value);
+        let flag = setting.map(|setting| setting.flag()).unwrap_or_default();
+        match value.to_str() {
+            Some(value) => with_flags.push(format!("{flag}={value}").into()),
+            None => with_flags.extend([flag.into(), value]),
+        }
     }
     with_flags.extend(args.iter().cloned());
     assert_eq!(read(&with_flags, &others).is_ok(), plain.is_ok());

@@ -209,7 +209,10 @@ impl Given {
                     "{shown}: there is no such flag; --help lists them all"
                 )));
             };
-            let Some(value) = inline.or_else(|| args.next()) else {
+            // A flag whose value was forgotten must not swallow the next one, which may hold
+            // a secret. A value that begins so can be given behind `=`.
+            let is_value = |next: &OsString| !next.as_encoded_bytes().starts_with(b"--");
+            let Some(value) = inline.or_else(|| args.next().filter(is_value)) else {
                 return Err(SettingsError(format!(
                     "{flag}: the value is missing; expected {}",
                     setting.expected

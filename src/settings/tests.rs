@@ -229,3 +229,14 @@ fn a_refusal_is_one_line_whatever_was_given() {
     }
     assert!(refusal(&["--no\nsuch"], &[]).starts_with("--no\\nsuch: "));
 }
+
+#[test]
+fn a_flag_without_a_value_does_not_swallow_and_show_the_next() {
+    let line = refusal(&["--api-addr", "--auth-token=hunter2"], &[]);
+    assert!(
+        line.starts_with("--api-addr: the value is missing"),
+        "{line}"
+    );
+    assert!(!line.contains("hunter2"));
+    assert_eq!(settings(&["--node-id=--a"], &[]).node_id, "--a");
+}
