@@ -98,7 +98,6 @@ fn clients_that_never_read_large_answers_are_cut_and_the_memory_is_bounded() {
     show("resident, grown by at most", highest.saturating_sub(before));
     assert!(buffered as usize <= LIMIT + 16 * MIB, "{buffered}");
     assert!(highest < before + LIMIT + 96 * MIB, "{before} to {highest}");
-    wait_for_metric(&node, "requests_crowded_total", |refused| refused > 0);
     neighbours.were_served();
 }
 
