@@ -453,8 +453,12 @@ fn what_is_unusual_but_clear_is_served_and_so_is_what_follows() {
 
         let mut client = node.connect();
         for byte in [request, NEXT].concat() {
-            client.send([byte]);
+            // A body that does not matter and is not there yet is not waited for.
+            if client.stream.write_all(&[byte]).is_err() {
+                break;
+            }
         }
+        let mut closes = false;
         for status in *statuses {
             let mut answer = client.answer();
             if answer.status == 100 {
@@ -464,8 +468,16 @@ fn what_is_unusual_but_clear_is_served_and_so_is_what_follows() {
                 answer.status, *status,
                 "{what}, in single bytes: {answer:?}"
             );
+            closes = answer.header("Connection") == Some("close");
+            if closes {
+                break;
+            }
         }
-        assert_eq!(client.answer().text(), "ALIVE", "{what}, in single bytes");
+        if closes {
+            client.expect_closed();
+        } else {
+            assert_eq!(client.answer().text(), "ALIVE", "{what}, in single bytes");
+        }
     }
 }
 
