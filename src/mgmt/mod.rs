@@ -9,6 +9,7 @@
 //! a kubelet out; only when none is idle the new one is refused.
 
 mod cluster;
+mod dashboard;
 pub mod routes;
 
 use std::borrow::Cow;
@@ -41,6 +42,7 @@ use crate::telemetry::prometheus::Exposition;
 use crate::telemetry::security::SecurityCounters;
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
+use dashboard::Dashboard;
 use routes::{Operation, Route};
 
 /// How many management connections may be open.
@@ -74,6 +76,7 @@ pub struct Management {
 
 struct Serving {
     management: Management,
+    dashboard: Dashboard,
     deadlines: Rc<Deadlines>,
     handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
@@ -93,6 +96,7 @@ impl Management {
         let deadlines = Deadlines::new(timeouts);
         let serving = Rc::new(Serving {
             management: self,
+            dashboard: Dashboard::new(),
             deadlines: Rc::clone(&deadlines),
             handshakes: Handshakes::new(CONNECTIONS_MAX),
             pace: Cell::default(),
@@ -343,6 +347,7 @@ impl Service for Serving {
             }
         };
         match operation {
+            Operation::Dashboard => self.dashboard.answer(&mut writer),
             Operation::Health => self.health(&mut writer),
             Operation::Members => writer.json(Status::Ok, &Members::of(&view)),
             Operation::Ring => writer.json(Status::Ok, &Ring::of(&view)),
