@@ -36,9 +36,9 @@ use crate::node::readiness::Readiness;
 use crate::node::security::Entrance;
 use crate::operations::Exchange;
 use crate::runtime::{self, Deadlines, Listener, Stream, Timeouts};
-use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
-use crate::telemetry::prometheus::Exposition;
-use crate::telemetry::security::SecurityCounters;
+use crate::telemetry::cluster::ClusterCounts;
+use crate::telemetry::prometheus::{Exposition, Format};
+use crate::telemetry::snapshot::{NodeCounts, Snapshot, Sources};
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
 use routes::{Operation, Route};
@@ -54,26 +54,26 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
 const TICK: Duration = Duration::from_millis(100);
 
+/// What an answer depends on besides its target.
+const VARIES: &[(&str, &[u8])] = &[("Vary", b"Accept")];
+
 /// What the management listener serves.
 pub struct Management {
     /// About the node.
     pub facts: Arc<NodeFacts>,
-    /// The metrics.
-    pub exposition: Exposition,
-    /// What the cores count about peers.
-    pub cluster_counts: Vec<SharedCounts>,
+    /// What the node counts.
+    pub sources: Arc<Sources>,
     /// Set once the node is going to leave.
     pub draining: Arc<AtomicBool>,
     /// Whether the node has its data.
     pub readiness: Arc<Readiness>,
     /// The cluster.
     pub control: Rc<Control>,
-    /// Where it counts.
-    pub counters: Arc<SecurityCounters>,
 }
 
 struct Serving {
     management: Management,
+    exposition: Exposition,
     deadlines: Rc<Deadlines>,
     handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
@@ -92,6 +92,7 @@ impl Management {
     pub async fn run(self, listener: Listener, limits: Limits, timeouts: Timeouts) {
         let deadlines = Deadlines::new(timeouts);
         let serving = Rc::new(Serving {
+            exposition: Exposition::new(Arc::clone(&self.sources)),
             management: self,
             deadlines: Rc::clone(&deadlines),
             handshakes: Handshakes::new(CONNECTIONS_MAX),
@@ -109,7 +110,7 @@ impl Management {
                         let (serving, common) = (Rc::clone(&serving), Rc::clone(&common));
                         runtime::spawn(serving.serve(stream, watch, common));
                     } else {
-                        let counters = &serving.management.counters;
+                        let counters = &serving.management.sources.security;
                         counters.management_connections_refused.count();
                     }
                     if crowded {
@@ -132,6 +133,7 @@ async fn tick(serving: Rc<Serving>) {
         runtime::sleep(TICK).await;
         serving.date.set(HttpDate::at(unix_seconds()));
         serving.management.control.door().set_now(wall_time());
+        serving.publish();
         let missing = |core: &ClusterCounts| core.partitions_missing;
         let mut pace = serving.pace.get();
         pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
@@ -178,9 +180,16 @@ impl Serving {
         }
     }
 
-    /// Copies what this thread counts to where it is read.
+    /// Copies what this thread counts and knows to where it is read.
     fn publish(&self) {
-        let counters = &self.management.counters;
+        let control = &self.management.control;
+        self.management.sources.publish(NodeCounts::of(
+            &control.view(),
+            control.counters(),
+            self.is_draining(),
+            self.management.readiness.bootstrapping(),
+        ));
+        let counters = &self.management.sources.security;
         let displaced = self.deadlines.displaced();
         counters.management_connections_displaced.set(displaced);
         let refused = self.management.control.door().refused();
@@ -198,8 +207,12 @@ impl Serving {
     }
 
     fn counts(&self) -> Vec<ClusterCounts> {
-        let cores = self.management.cluster_counts.iter();
-        cores.map(SharedCounts::read).collect()
+        self.management.sources.cluster_counts()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.publish();
+        self.management.sources.snapshot()
     }
 
     fn writer<'a>(
@@ -219,8 +232,12 @@ impl Serving {
         }
     }
 
+    fn is_draining(&self) -> bool {
+        self.management.draining.load(Ordering::Relaxed)
+    }
+
     fn health(&self, writer: &mut Writer<'_>) {
-        let unready = if self.management.draining.load(Ordering::Relaxed) {
+        let unready = if self.is_draining() {
             "draining"
         } else if self.management.readiness.bootstrapping() {
             "bootstrapping"
@@ -232,11 +249,12 @@ impl Serving {
         writer.respond(Status::ServiceUnavailable, "text/plain", body, &[]);
     }
 
-    fn metrics(&self, writer: &mut Writer<'_>) {
+    fn metrics(&self, accept: Option<&[u8]>, writer: &mut Writer<'_>) {
         self.publish();
-        match self.management.exposition.render() {
+        let format = Format::accepted(accept);
+        match self.exposition.render(format) {
             Ok(text) => {
-                writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]);
+                writer.respond(Status::Ok, format.media_type(), text.as_bytes(), VARIES);
             }
             Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
         }
@@ -351,21 +369,19 @@ impl Service for Serving {
                 writer.json(Status::Ok, &heartbeat);
             }
             Operation::Rebalance => {
-                let draining = self.management.draining.load(Ordering::Relaxed);
+                let draining = self.is_draining();
                 let rebalance = Rebalance::of(&view, &self.counts(), &self.pace.get(), draining);
                 writer.json(Status::Ok, &rebalance);
             }
             Operation::DistMetrics => {
                 let metrics = DistMetrics {
+                    snapshot: &self.snapshot(),
                     view: &view,
-                    counters: &control.counters(),
-                    cores: &self.counts(),
-                    draining: self.management.draining.load(Ordering::Relaxed),
                 };
                 writer.json(Status::Ok, &metrics);
             }
             Operation::Owners => self.owners(head.query, &mut writer),
-            Operation::Metrics => self.metrics(&mut writer),
+            Operation::Metrics => self.metrics(head.accept, &mut writer),
             Operation::Events => {
                 turn.closes = true;
                 turn.answers.bytes.extend_from_slice(EVENTS_HEAD);

@@ -782,14 +782,14 @@ impl Core {
         let mut clients_ms = 0;
         let mut last = Instant::now();
         let mut expected = last + TICK;
+        let mut stalls = Stalls::new(last);
         loop {
             runtime::sleep(TICK).await;
             let now = Instant::now();
-            let delay = now.saturating_duration_since(expected).as_micros() as u64;
-            let counters = &self.counters;
-            counters
-                .tick_delay_us_max
-                .set(counters.tick_delay_us_max.get().max(delay));
+            let late = now.saturating_duration_since(expected);
+            self.counters.stall_us.add(late.as_micros() as u64);
+            let worst = stalls.worst_with(late, now);
+            self.counters.stall_us_max.set(worst.as_micros() as u64);
 
             let wall = wall_time();
             self.date.set(date_at(wall));
@@ -834,6 +834,9 @@ impl Core {
         let shard = cluster.local().shard();
         let stats = shard.stats();
         let counters = &self.counters;
+        counters
+            .cpu_us
+            .set(runtime::thread_cpu().as_micros() as u64);
         counters.connections_open.set(self.deadlines.open() as u64);
         let expired = self.deadlines.expired();
         counters.connections_expired.set(expired.total());
@@ -995,6 +998,34 @@ impl Core {
             connection,
             head_only: false,
         }
+    }
+}
+
+/// The longest stall of the last minute, or a little less.
+struct Stalls {
+    since: Instant,
+    now: Duration,
+    before: Duration,
+}
+
+impl Stalls {
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            now: Duration::ZERO,
+            before: Duration::ZERO,
+        }
+    }
+
+    fn worst_with(&mut self, stall: Duration, now: Instant) -> Duration {
+        if now.duration_since(self.since) >= Self::PERIOD {
+            self.since = now;
+            self.before = std::mem::take(&mut self.now);
+        }
+        self.now = self.now.max(stall);
+        self.now.max(self.before)
     }
 }
 
