@@ -147,6 +147,9 @@ pub trait Service {
     /// the error's body.
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn);
 
+    /// Told when all requests of a turn that could be answered at once are.
+    fn handled(&self, _turn: &mut Turn) {}
+
     /// Completes the answers that wait for other cores, or as many of them as one write
     /// takes: if there are gaps left, this is called again once they are written.
     fn settle(&self, link: &Self::Link, turn: &mut Turn) -> impl Future<Output = ()>;
@@ -248,6 +251,7 @@ impl<S: Service, T: Transport> Serving<S, T> {
                 &self.account,
                 turn,
             );
+            self.service.handled(turn);
             if !self.input.timed {
                 self.watch.wait_for(Wait::Nothing);
             }

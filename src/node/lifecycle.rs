@@ -34,6 +34,7 @@ use super::control::{Control, ControlMessage, ControlParts};
 use super::core::{
     Core, Dial, Event, Message, Parts, SCANS_MAX, Thread, mailbox_capacity, wall_time,
 };
+use super::measuring::SlowRequests;
 use super::peering;
 use super::readiness::Readiness;
 use super::security::{Audience, Entrance, Loaded, Loader, Security, Wake, Watcher};
@@ -227,6 +228,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             connections: Arc::clone(&connections),
             connections_max: settings.connections,
             counters: Arc::clone(counters),
+            slow_requests: SlowRequests {
+                threshold: settings.slow_request,
+                logs_per_second: settings.slow_request_logs,
+            },
             events: events.clone(),
         };
         let cpu = plan.cpus[core.index()];

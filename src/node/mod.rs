@@ -6,6 +6,7 @@ pub mod core;
 pub mod door;
 mod input;
 pub mod lifecycle;
+mod measuring;
 pub mod peering;
 pub mod readiness;
 pub mod security;

@@ -111,6 +111,9 @@ pub struct Settings {
     pub sync_interval: Duration,
     pub rebalance_interval: Duration,
     pub buffer_limit: ByteSize,
+    /// Zero for none.
+    pub slow_request: Duration,
+    pub slow_request_logs: u32,
     pub security: security::Security,
 }
 
@@ -342,6 +345,11 @@ impl Given {
             sync_interval: self.interval("HYPERCACHE_SYNC_INTERVAL")?,
             rebalance_interval: self.interval("HYPERCACHE_REBALANCE_INTERVAL")?,
             buffer_limit: self.get("HYPERCACHE_BUFFER_LIMIT", |v| bytes(v, 1 << 20..=1 << 40))?,
+            slow_request: self.get("HYPERCACHE_SLOW_REQUEST", |v| {
+                duration(v, Duration::ZERO..=DAY)
+            })?,
+            slow_request_logs: self.get("HYPERCACHE_SLOW_REQUEST_LOGS", |v| number(v, 0..=1000))?
+                as u32,
             security: security::Security::read(self)?,
         };
         if settings.tombstone_ttl <= settings.hint_ttl {
