@@ -38,7 +38,7 @@ use crate::api::batch::COPIES_BYTES_MAX;
 use crate::api::turn::TURN_BYTES_KEPT;
 use crate::api::{Answers, ApiError, Turn};
 use crate::buffers::{ANSWER_BYTES_MAX, Account, Buffers};
-use crate::http::{self, Head};
+use crate::http::{self, Connection, Head, Method};
 use crate::runtime::{self, Segment, Transport, Wait, Watch};
 
 /// What a connection allows.
@@ -99,6 +99,25 @@ impl Common {
         let mut turns = self.turns.borrow_mut();
         if turns.len() < TURNS_KEPT {
             turns.push(turn);
+        }
+    }
+}
+
+/// What the request says of its answer's form.
+#[derive(Clone, Copy)]
+pub struct Form {
+    /// Whether the connection goes on.
+    pub connection: Connection,
+    /// Whether only the head is wanted.
+    pub head_only: bool,
+}
+
+impl Form {
+    /// As this request has it.
+    pub fn of(head: &Head<'_>) -> Self {
+        Self {
+            connection: Connection::after(head.version, head.keep_alive),
+            head_only: head.method == Method::Head,
         }
     }
 }

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::connection::{self, Common, Entry, Limits, Service};
 use super::control::ControlMessage;
 use super::door::{Door, Visitor};
+use super::errand::{ERRANDS_MAX, Errand};
 use super::measuring::{Meter, SlowRequests};
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
 use super::readiness::{CoreReport, Readiness};
@@ -81,8 +82,8 @@ const SLOW_FACTOR: u32 = 5;
 /// its cost would be paid again, and nodes would lose each other by that.
 const PEER_HANDSHAKE: Duration = Duration::from_secs(2);
 
-/// How many steps of expiry are done before the loop turns.
-const REAP_STEPS: usize = 512;
+/// After how long what was counted of hot keys is worth half.
+const HOT_KEYS_AGE: Duration = Duration::from_secs(30);
 
 /// How many listings one core has under way in another at once, and itself: of clients,
 /// and as many of peers.
@@ -126,6 +127,8 @@ pub enum Message {
     View(Arc<View>, Arc<()>),
     /// Something else decides who is let in. The second counts as for views.
     Security(Arc<Security>, Arc<()>),
+    /// Do or tell what the management listener was asked for.
+    Errand(Errand),
     /// Accept nothing more, end connections as they fall idle.
     Stop,
     /// End now.
@@ -168,7 +171,7 @@ impl fmt::Display for Thread {
 /// How many messages a mailbox must hold on a node of `cores` cores that may
 /// have `depth` batches outstanding between any two (see the module's comment).
 pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
-    const CONTROL: usize = 16;
+    const CONTROL: usize = 16 + ERRANDS_MAX;
     2 * (depth + SCANS_MAX + FRAMES_MAX) * (cores - 1) + CONTROL
 }
 
@@ -514,6 +517,7 @@ impl Core {
                     }
                     Message::View(view, _) => self.set_view(view),
                     Message::Security(security, _) => self.set_security(security),
+                    Message::Errand(errand) => self.run_errand(errand),
                     Message::Stop => {
                         closer.close();
                         self.deadlines.stop();
@@ -789,6 +793,7 @@ impl Core {
         let mut clients_ms = 0;
         let mut last = Instant::now();
         let mut expected = last + TICK;
+        let mut aged = last;
         loop {
             runtime::sleep(TICK).await;
             let now = Instant::now();
@@ -802,17 +807,10 @@ impl Core {
             last = now;
             self.deadlines.sweep(clients_ms);
             self.peer_connections.sweep(clients_ms);
-            loop {
-                let more = self
-                    .cluster
-                    .borrow_mut()
-                    .local_mut()
-                    .shard_mut()
-                    .reap(wall_time(), REAP_STEPS);
-                if !more {
-                    break;
-                }
-                runtime::yield_to_io().await;
+            self.reap().await;
+            if now.saturating_duration_since(aged) >= HOT_KEYS_AGE {
+                aged = now;
+                self.cluster.borrow_mut().local_mut().hot_keys_mut().age();
             }
             self.collect_lent();
             self.publish();

@@ -288,6 +288,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         draining: Arc::clone(&draining),
         readiness: Arc::clone(&readiness),
         control: control_parts,
+        settings: Arc::new(settings.clone()),
+        mailboxes: mailboxes.clone(),
         inbox: control_inbox,
         events,
     })?;
@@ -687,6 +689,8 @@ struct ManagementParts {
     draining: Arc<AtomicBool>,
     readiness: Arc<Readiness>,
     control: ControlParts,
+    settings: Arc<Settings>,
+    mailboxes: Vec<runtime::Sender<Message>>,
     inbox: Receiver<ControlMessage>,
     events: mpsc::Sender<Event>,
 }
@@ -705,6 +709,8 @@ fn start_management(parts: ManagementParts) -> Result<(), StartError> {
                         draining: parts.draining,
                         readiness: parts.readiness,
                         control: Rc::clone(&control),
+                        settings: parts.settings,
+                        mailboxes: parts.mailboxes,
                     };
                     runtime::spawn(control.run(parts.inbox));
                     let listener = Listener::from_std(parts.listener)?;

@@ -4,6 +4,7 @@ pub mod connection;
 pub mod control;
 pub mod core;
 pub mod door;
+pub mod errand;
 mod input;
 pub mod lifecycle;
 mod measuring;

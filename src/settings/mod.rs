@@ -114,6 +114,9 @@ pub struct Settings {
     /// Zero for none.
     pub slow_request: Duration,
     pub slow_request_logs: u32,
+    /// Every setting that is no secret, by its variable, as it was given or as its default
+    /// is.
+    pub effective: Vec<(&'static str, String)>,
     pub security: security::Security,
 }
 
@@ -264,6 +267,17 @@ impl Given {
         })
     }
 
+    /// What is in force, without secrets.
+    fn effective(&self) -> Vec<(&'static str, String)> {
+        let open = TABLE.iter().filter(|setting| !setting.secret);
+        let value = |setting: &Setting| {
+            let given = self.0.get(setting.variable).map(|(_, value)| &**value);
+            given.unwrap_or(setting.default).to_owned()
+        };
+        open.map(|setting| (setting.variable, value(setting)))
+            .collect()
+    }
+
     /// Whether a setting was given at all.
     fn has(&self, variable: &'static str) -> bool {
         self.0.contains_key(variable)
@@ -350,6 +364,7 @@ impl Given {
             })?,
             slow_request_logs: self.get("HYPERCACHE_SLOW_REQUEST_LOGS", |v| number(v, 0..=1000))?
                 as u32,
+            effective: self.effective(),
             security: security::Security::read(self)?,
         };
         if settings.tombstone_ttl <= settings.hint_ttl {
