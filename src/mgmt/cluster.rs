@@ -8,8 +8,10 @@ use serde::ser::{SerializeMap, Serializer};
 
 use crate::cluster::View;
 use crate::cluster::membership::Counters;
-use crate::cluster::membership::{Stage, State};
-use crate::telemetry::cluster::{ClusterCounts, FIELDS};
+use crate::cluster::membership::Stage;
+use crate::telemetry::cluster::ClusterCounts;
+use crate::telemetry::snapshot::Snapshot;
+use crate::telemetry::table::{METRICS, ZERO_FIELDS};
 
 /// `/cluster/members`.
 #[derive(Serialize)]
@@ -171,65 +173,25 @@ impl Pace {
 
 /// `/dist/metrics`.
 pub struct DistMetrics<'a> {
+    /// What was counted.
+    pub snapshot: &'a Snapshot,
     /// The cluster.
     pub view: &'a View,
-    /// What membership has counted.
-    pub counters: &'a Counters,
-    /// What the cores have counted.
-    pub cores: &'a [ClusterCounts],
-    /// Whether this node drains.
-    pub draining: bool,
 }
 
 impl Serialize for DistMetrics<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let states = |state| {
-            self.view
-                .nodes()
-                .filter(|(_, node)| node.state == state)
-                .count() as u64
-        };
-        let counters = self.counters;
-        let own = [
-            ("HeartbeatSuccess", counters.heartbeat_success),
-            ("HeartbeatFailure", counters.heartbeat_failure),
-            ("IndirectProbeSuccess", counters.indirect_probe_success),
-            ("IndirectProbeFailure", counters.indirect_probe_failure),
-            ("IndirectProbeRefuted", counters.indirect_probe_refuted),
-            ("NodesSuspect", counters.nodes_suspect),
-            ("NodesDead", counters.nodes_dead),
-            ("NodesRemoved", counters.nodes_removed),
-            ("MembershipVersion", self.view.version()),
-            ("MembersAlive", states(State::Alive)),
-            ("MembersSuspect", states(State::Suspect)),
-            ("MembersDead", states(State::Dead)),
-            ("Drains", u64::from(self.draining)),
-            // Ours, beyond the reference.
-            ("RosterEpoch", self.view.epoch()),
-            (
-                "RosterChanging",
-                u64::from(self.view.stage() != Stage::Settled),
-            ),
-            ("Fenced", u64::from(self.view.fenced())),
-        ];
         let mut map = serializer.serialize_map(None)?;
-        for (name, value) in own {
-            map.serialize_entry(name, &value)?;
+        for metric in METRICS {
+            if let Some(field) = metric.field {
+                map.serialize_entry(field, &metric.total(self.snapshot))?;
+            }
         }
-        for (name, read) in FIELDS {
-            let values = self.cores.iter().map(read);
-            // How far an interval is stretched, and how long ago, are no sums.
-            let value: u64 = match *name {
-                "AutoSyncBackoffFactor"
-                | "LastAutoSyncNanos"
-                | "MerkleDiffNanos"
-                | "MerkleFetchNanos"
-                | "RebalanceLastNanos" => values.max().unwrap_or(0),
-                _ => values.sum(),
-            };
-            map.serialize_entry(name, &value)?;
+        for field in ZERO_FIELDS {
+            map.serialize_entry(field, &0)?;
         }
-        let failed_with = self.cores.iter().find_map(|core| core.sync_failed_with);
+        let mut cores = self.snapshot.cores.iter();
+        let failed_with = cores.find_map(|core| core.cluster.sync_failed_with);
         let error = failed_with
             .and_then(|ix| self.view.node(ix))
             .map(|node| format!("{} did not answer a comparison", node.id));

@@ -10,7 +10,9 @@
 
 mod cluster;
 mod dashboard;
+mod errands;
 pub mod routes;
+mod stats;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -27,23 +29,27 @@ use crate::api::{ApiError, NodeFacts, Turn, Writer, key_text};
 use crate::auth::Scope;
 use crate::buffers::{Buffers, Pool};
 use crate::cluster::View;
-use crate::hash::CoreCount;
+use crate::hash::{CoreCount, PartitionId};
 use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
-use crate::node::connection::{self, Common, Entry, Limits, Service};
+use crate::node::connection::{self, Common, Entry, Form, Limits, Service};
 use crate::node::control::{Control, Watch};
-use crate::node::core::wall_time;
+use crate::node::core::{Message, wall_time};
 use crate::node::door::Visitor;
+use crate::node::errand::Errand;
 use crate::node::readiness::Readiness;
 use crate::node::security::Entrance;
 use crate::operations::Exchange;
-use crate::runtime::{self, Deadlines, Listener, Stream, Timeouts};
-use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
-use crate::telemetry::prometheus::Exposition;
-use crate::telemetry::security::SecurityCounters;
+use crate::runtime::{self, Deadlines, Listener, Sender, Stream, Timeouts};
+use crate::settings::Settings;
+use crate::telemetry::cluster::ClusterCounts;
+use crate::telemetry::prometheus::{Exposition, Format};
+use crate::telemetry::snapshot::{NodeCounts, Snapshot, Sources};
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
 use dashboard::Dashboard;
+use errands::Errands;
 use routes::{Operation, Route};
+use stats::{Config, Cores, Partitions, Stats};
 
 /// How many management connections may be open.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -56,27 +62,33 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
 const TICK: Duration = Duration::from_millis(100);
 
+/// What an answer depends on besides its target.
+const VARIES: &[(&str, &[u8])] = &[("Vary", b"Accept")];
+
 /// What the management listener serves.
 pub struct Management {
     /// About the node.
     pub facts: Arc<NodeFacts>,
-    /// The metrics.
-    pub exposition: Exposition,
-    /// What the cores count about peers.
-    pub cluster_counts: Vec<SharedCounts>,
+    /// What the node counts.
+    pub sources: Arc<Sources>,
     /// Set once the node is going to leave.
     pub draining: Arc<AtomicBool>,
     /// Whether the node has its data.
     pub readiness: Arc<Readiness>,
     /// The cluster.
     pub control: Rc<Control>,
-    /// Where it counts.
-    pub counters: Arc<SecurityCounters>,
+    /// What this node was started with.
+    pub settings: Arc<Settings>,
+    /// The cores.
+    pub mailboxes: Vec<Sender<Message>>,
 }
 
 struct Serving {
     management: Management,
     dashboard: Dashboard,
+    exposition: Exposition,
+    errands: Errands,
+    started: Instant,
     deadlines: Rc<Deadlines>,
     handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
@@ -95,6 +107,9 @@ impl Management {
     pub async fn run(self, listener: Listener, limits: Limits, timeouts: Timeouts) {
         let deadlines = Deadlines::new(timeouts);
         let serving = Rc::new(Serving {
+            exposition: Exposition::new(Arc::clone(&self.sources)),
+            errands: Errands::new(self.mailboxes.clone()),
+            started: Instant::now(),
             management: self,
             dashboard: Dashboard::new(),
             deadlines: Rc::clone(&deadlines),
@@ -113,7 +128,7 @@ impl Management {
                         let (serving, common) = (Rc::clone(&serving), Rc::clone(&common));
                         runtime::spawn(serving.serve(stream, watch, common));
                     } else {
-                        let counters = &serving.management.counters;
+                        let counters = &serving.management.sources.security;
                         counters.management_connections_refused.count();
                     }
                     if crowded {
@@ -136,6 +151,7 @@ async fn tick(serving: Rc<Serving>) {
         runtime::sleep(TICK).await;
         serving.date.set(HttpDate::at(unix_seconds()));
         serving.management.control.door().set_now(wall_time());
+        serving.publish();
         let missing = |core: &ClusterCounts| core.partitions_missing;
         let mut pace = serving.pace.get();
         pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
@@ -182,9 +198,16 @@ impl Serving {
         }
     }
 
-    /// Copies what this thread counts to where it is read.
+    /// Copies what this thread counts and knows to where it is read.
     fn publish(&self) {
-        let counters = &self.management.counters;
+        let control = &self.management.control;
+        self.management.sources.publish(NodeCounts::of(
+            &control.view(),
+            control.counters(),
+            self.is_draining(),
+            self.management.readiness.bootstrapping(),
+        ));
+        let counters = &self.management.sources.security;
         let displaced = self.deadlines.displaced();
         counters.management_connections_displaced.set(displaced);
         let refused = self.management.control.door().refused();
@@ -202,8 +225,12 @@ impl Serving {
     }
 
     fn counts(&self) -> Vec<ClusterCounts> {
-        let cores = self.management.cluster_counts.iter();
-        cores.map(SharedCounts::read).collect()
+        self.management.sources.cluster_counts()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.publish();
+        self.management.sources.snapshot()
     }
 
     fn writer<'a>(
@@ -223,8 +250,12 @@ impl Serving {
         }
     }
 
+    fn is_draining(&self) -> bool {
+        self.management.draining.load(Ordering::Relaxed)
+    }
+
     fn health(&self, writer: &mut Writer<'_>) {
-        let unready = if self.management.draining.load(Ordering::Relaxed) {
+        let unready = if self.is_draining() {
             "draining"
         } else if self.management.readiness.bootstrapping() {
             "bootstrapping"
@@ -236,11 +267,12 @@ impl Serving {
         writer.respond(Status::ServiceUnavailable, "text/plain", body, &[]);
     }
 
-    fn metrics(&self, writer: &mut Writer<'_>) {
+    fn metrics(&self, accept: Option<&[u8]>, writer: &mut Writer<'_>) {
         self.publish();
-        match self.management.exposition.render() {
+        let format = Format::accepted(accept);
+        match self.exposition.render(format) {
             Ok(text) => {
-                writer.respond(Status::Ok, Exposition::MEDIA_TYPE, text.as_bytes(), &[]);
+                writer.respond(Status::Ok, format.media_type(), text.as_bytes(), VARIES);
             }
             Err(_) => writer.error(&ApiError::internal("the metrics could not be written")),
         }
@@ -267,6 +299,21 @@ impl Serving {
         }
     }
 
+    fn answer<T: serde::Serialize>(
+        &self,
+        answer: Result<T, ApiError>,
+        form: Form,
+        turn: &mut Turn,
+    ) {
+        let (date, view) = (self.date.get(), self.management.control.view());
+        let mut writer = self.writer(turn, &view, &date, form.connection);
+        writer.head_only = form.head_only;
+        match answer {
+            Ok(body) => writer.json(Status::Ok, &body),
+            Err(error) => writer.error(&error),
+        }
+    }
+
     fn event(&self, turn: &mut Turn, name: &str, body: &impl serde::Serialize) {
         let out = &mut turn.answers.bytes;
         out.extend_from_slice(b"event: ");
@@ -285,6 +332,22 @@ impl Serving {
     }
 }
 
+/// What the cores have to be asked for.
+pub enum Job {
+    /// The keys that are used most.
+    HotKeys,
+    /// The keys of partitions from this one on.
+    Keys(PartitionId),
+    /// The digests of partitions from this one on.
+    Digests(PartitionId),
+}
+
+/// What an answer says once its work is under way.
+#[derive(serde::Serialize)]
+struct Accepted {
+    accepted: bool,
+}
+
 /// What a connection is told of the cluster.
 pub struct Told {
     members: Watch,
@@ -295,7 +358,7 @@ pub struct Told {
 }
 
 impl Service for Serving {
-    type Job = std::convert::Infallible;
+    type Job = (Job, Form);
     type Link = Told;
 
     fn turn(&self) -> Turn {
@@ -328,7 +391,7 @@ impl Service for Serving {
         head: &Head<'_>,
         _body: Cow<'_, [u8]>,
         turn: &mut Turn,
-    ) -> Option<std::convert::Infallible> {
+    ) -> Option<Self::Job> {
         turn.closes |= !head.keep_alive;
         let control = &self.management.control;
         let (date, view) = (self.date.get(), control.view());
@@ -356,21 +419,53 @@ impl Service for Serving {
                 writer.json(Status::Ok, &heartbeat);
             }
             Operation::Rebalance => {
-                let draining = self.management.draining.load(Ordering::Relaxed);
+                let draining = self.is_draining();
                 let rebalance = Rebalance::of(&view, &self.counts(), &self.pace.get(), draining);
                 writer.json(Status::Ok, &rebalance);
             }
             Operation::DistMetrics => {
                 let metrics = DistMetrics {
+                    snapshot: &self.snapshot(),
                     view: &view,
-                    counters: &control.counters(),
-                    cores: &self.counts(),
-                    draining: self.management.draining.load(Ordering::Relaxed),
                 };
                 writer.json(Status::Ok, &metrics);
             }
             Operation::Owners => self.owners(head.query, &mut writer),
-            Operation::Metrics => self.metrics(&mut writer),
+            Operation::Stats => writer.json(Status::Ok, &Stats(&self.snapshot())),
+            Operation::Cores => {
+                let snapshot = self.snapshot();
+                let uptime = self.started.elapsed().as_secs_f64();
+                writer.json(Status::Ok, &Cores::of(&snapshot, wall_time().0, uptime));
+            }
+            Operation::Config => {
+                let snapshot = self.snapshot();
+                let settings = &self.management.settings;
+                writer.json(Status::Ok, &Config::of(settings, &snapshot, &view));
+            }
+            Operation::Partitions => {
+                let counts = self.counts();
+                let missing = counts.iter().map(|core| core.partitions_missing).sum();
+                writer.json(Status::Ok, &Partitions::of(&view, missing));
+            }
+            Operation::HotKeys => return Some((Job::HotKeys, Form::of(head))),
+            Operation::Keys | Operation::Digests => match errands::cursor(head.query) {
+                Ok(from) if operation == Operation::Keys => {
+                    return Some((Job::Keys(from), Form::of(head)));
+                }
+                Ok(from) => return Some((Job::Digests(from), Form::of(head))),
+                Err(error) => writer.error(&error),
+            },
+            Operation::Evict | Operation::Expire => {
+                let started = match operation {
+                    Operation::Evict => self.errands.start(Errand::Evict),
+                    _ => self.errands.start(Errand::Expire),
+                };
+                match started {
+                    Ok(()) => writer.json(Status::Accepted, &Accepted { accepted: true }),
+                    Err(error) => writer.error(&error),
+                }
+            }
+            Operation::Metrics => self.metrics(head.accept, &mut writer),
             Operation::Events => {
                 turn.closes = true;
                 turn.answers.bytes.extend_from_slice(EVENTS_HEAD);
@@ -416,7 +511,11 @@ impl Service for Serving {
 
     async fn settle(&self, _link: &Told, _turn: &mut Turn) {}
 
-    async fn run(&self, _link: &Told, job: std::convert::Infallible, _turn: &mut Turn) {
-        match job {}
+    async fn run(&self, _link: &Told, (job, form): Self::Job, turn: &mut Turn) {
+        match job {
+            Job::HotKeys => self.answer(self.errands.hot_keys().await, form, turn),
+            Job::Keys(from) => self.answer(self.errands.keys(from).await, form, turn),
+            Job::Digests(from) => self.answer(self.errands.digests(from).await, form, turn),
+        }
     }
 }

@@ -34,6 +34,7 @@ use super::control::{Control, ControlMessage, ControlParts};
 use super::core::{
     Core, Dial, Event, Message, Parts, SCANS_MAX, Thread, mailbox_capacity, wall_time,
 };
+use super::measuring::SlowRequests;
 use super::peering;
 use super::readiness::Readiness;
 use super::security::{Audience, Entrance, Loaded, Loader, Security, Wake, Watcher};
@@ -56,8 +57,8 @@ use crate::settings::{ListenAddr, Settings};
 use crate::store::{Shard, ShardConfig};
 use crate::telemetry::cluster::SharedCounts;
 use crate::telemetry::counters::CoreCounters;
-use crate::telemetry::prometheus::{Exposition, ProcessFacts};
 use crate::telemetry::security::SecurityCounters;
+use crate::telemetry::snapshot::{ProcessFacts, Sources};
 
 /// The share of the container's (or machine's) memory the shards may hold, in
 /// percent: the rest is for connections, answers under way, and what the
@@ -227,6 +228,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             connections: Arc::clone(&connections),
             connections_max: settings.connections,
             counters: Arc::clone(counters),
+            slow_requests: SlowRequests {
+                threshold: settings.slow_request,
+                logs_per_second: settings.slow_request_logs,
+            },
             events: events.clone(),
         };
         let cpu = plan.cpus[core.index()];
@@ -238,6 +243,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let drivers = wait_until_ready(&inbox, cores)?;
     let report = &drivers[0];
     let process = ProcessFacts {
+        node_id: facts.node_id.clone(),
         version: env!("CARGO_PKG_VERSION"),
         driver: report.kind.name(),
         driver_reason: report.fallback_reason.clone().unwrap_or_default(),
@@ -245,8 +251,20 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         pinned: plan.pinned,
         cores_reason: plan.reason.to_string(),
         memory_limit_bytes: memory_limit,
+        process_limit_bytes: runtime::memory_limit_bytes().unwrap_or(0),
+        capacity: settings.capacity as u64,
         connection_bytes_max: limits(settings).connection_bytes_max() as u64,
     };
+    let inboxes = mailboxes.clone();
+    let sources = Arc::new(Sources {
+        facts: process.clone(),
+        cores: counters,
+        cluster: cluster_counts.clone(),
+        mailbox_depths: Box::new(move || inboxes.iter().map(runtime::Sender::len).collect()),
+        security: Arc::clone(&security_counters),
+        buffers,
+        node: Default::default(),
+    });
     let control_parts = ControlParts {
         membership,
         views,
@@ -255,7 +273,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         dial,
         heartbeat: settings.heartbeat,
         readiness: Arc::clone(&readiness),
-        cluster_counts: cluster_counts.clone(),
+        cluster_counts,
         security: Arc::clone(&security),
         verifiers,
         events: events.clone(),
@@ -266,17 +284,12 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         timeouts: timeouts(settings),
         choice: settings.io_driver,
         facts: Arc::clone(&facts),
-        exposition: Exposition::new(
-            process.clone(),
-            counters.clone(),
-            Arc::clone(&security_counters),
-            buffers,
-        ),
-        cluster_counts,
+        sources,
         draining: Arc::clone(&draining),
         readiness: Arc::clone(&readiness),
         control: control_parts,
-        counters: Arc::clone(&security_counters),
+        settings: Arc::new(settings.clone()),
+        mailboxes: mailboxes.clone(),
         inbox: control_inbox,
         events,
     })?;
@@ -672,12 +685,12 @@ struct ManagementParts {
     timeouts: Timeouts,
     choice: runtime::DriverChoice,
     facts: Arc<NodeFacts>,
-    exposition: Exposition,
-    cluster_counts: Vec<SharedCounts>,
+    sources: Arc<Sources>,
     draining: Arc<AtomicBool>,
     readiness: Arc<Readiness>,
     control: ControlParts,
-    counters: Arc<SecurityCounters>,
+    settings: Arc<Settings>,
+    mailboxes: Vec<runtime::Sender<Message>>,
     inbox: Receiver<ControlMessage>,
     events: mpsc::Sender<Event>,
 }
@@ -692,12 +705,12 @@ fn start_management(parts: ManagementParts) -> Result<(), StartError> {
                     let control = Control::new(parts.control);
                     let management = Management {
                         facts: parts.facts,
-                        exposition: parts.exposition,
-                        cluster_counts: parts.cluster_counts,
+                        sources: parts.sources,
                         draining: parts.draining,
                         readiness: parts.readiness,
                         control: Rc::clone(&control),
-                        counters: parts.counters,
+                        settings: parts.settings,
+                        mailboxes: parts.mailboxes,
                     };
                     runtime::spawn(control.run(parts.inbox));
                     let listener = Listener::from_std(parts.listener)?;

@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::process::Throttling;
+
 /// Reads a whole small file, or nothing.
 pub(super) type Files<'a> = &'a dyn Fn(&Path) -> Option<String>;
 
@@ -62,6 +64,31 @@ pub(super) fn memory_limit_bytes(files: Files<'_>) -> Option<u64> {
         .filter_map(|file| files(&file)?.trim().parse::<u64>().ok())
         .filter(|&bytes| bytes < MEMORY_NO_LIMIT)
         .min()
+}
+
+/// How the quota of the nearest cgroup that has one has held this process up.
+pub(super) fn throttling(files: Files<'_>) -> Throttling {
+    let all = [Version::V2, Version::V1]
+        .into_iter()
+        .flat_map(|version| directories(files, version, "cpu"));
+    let stats = all.filter_map(|dir| throttled(&files(&dir.join("cpu.stat"))?));
+    stats.into_iter().next().unwrap_or_default()
+}
+
+/// `cpu.stat`: lines such as `nr_throttled 3`; time in microseconds, or, in version 1, in
+/// nanoseconds.
+fn throttled(text: &str) -> Option<Throttling> {
+    let number = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let (_, value) = lines.find(|(found, _)| *found == name)?;
+        value.trim().parse::<u64>().ok()
+    };
+    Some(Throttling {
+        periods: number("nr_throttled")?,
+        stopped_us: number("throttled_usec")
+            .or_else(|| Some(number("throttled_time")? / 1000))
+            .unwrap_or(0),
+    })
 }
 
 /// `cpu.max`: "max 100000" or "150000 100000"; the period may be left out.
@@ -194,6 +221,19 @@ mod tests {
             .map(|(path, text)| (path.into(), (*text).into()))
             .collect();
         move |path| map.get(path).cloned()
+    }
+
+    #[test]
+    fn throttling_is_read_in_both_versions() {
+        let v2 = "usage_usec 5\nnr_periods 9\nnr_throttled 3\nthrottled_usec 1500\n";
+        let v1 = "nr_periods 9\nnr_throttled 3\nthrottled_time 1500000\n";
+        let expected = Throttling {
+            periods: 3,
+            stopped_us: 1500,
+        };
+        assert_eq!(throttled(v2), Some(expected));
+        assert_eq!(throttled(v1), Some(expected));
+        assert_eq!(throttled("usage_usec 5\n"), None, "no quota here");
     }
 
     const V2_MOUNT: &str =

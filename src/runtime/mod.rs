@@ -31,6 +31,7 @@ mod memory;
 #[cfg(all(feature = "monoio", not(feature = "glommio")))]
 mod monoio;
 mod pending;
+mod process;
 mod resolve;
 mod segment;
 mod sockets;
@@ -51,6 +52,7 @@ pub use self::mailbox::{RECEIVE_BATCH_MAX, Receiver, Sender, TrySendError, mailb
 pub use self::memory::memory_limit_bytes;
 use self::pending::Phase;
 pub use self::pending::dropped_pending_io;
+pub use self::process::{ProcessUsage, Throttling, process_usage, thread_cpu, throttling};
 pub use self::resolve::resolve;
 pub use self::segment::Segment;
 pub use self::sockets::{

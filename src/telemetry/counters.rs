@@ -6,6 +6,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::histogram::Histogram;
+use super::latency::Latencies;
+
 /// A number that one thread changes and others read.
 #[derive(Debug, Default)]
 pub struct Cell(AtomicU64);
@@ -106,6 +109,16 @@ pub struct CoreCounters {
     pub expired: Cell,
     /// Values refused for their size.
     pub too_large: Cell,
-    /// Longest time between two ticks beyond what was asked, in microseconds.
-    pub tick_delay_us_max: Cell,
+    /// CPU time of the core's thread, in microseconds.
+    pub cpu_us: Cell,
+    /// How late its ticks came, in all, in microseconds.
+    pub stall_us: Cell,
+    /// The latest that one came within the last minute.
+    pub stall_us_max: Cell,
+    /// Requests that took longer than they should.
+    pub slow_requests: Cell,
+    /// How long requests took.
+    pub latencies: Latencies,
+    /// How long eviction cycles took that were asked for.
+    pub evictions: Histogram,
 }
