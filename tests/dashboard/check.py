@@ -310,6 +310,13 @@ def works_by_keyboard(page):
 
 def is_held_by_its_policy(page):
     """The policy is in force: what is injected does not run."""
+    headers = page.reload().all_headers()
+    assert headers["content-type"] == "text/html; charset=utf-8", headers
+    assert headers["x-content-type-options"] == "nosniff", headers
+    assert headers["referrer-policy"] == "no-referrer", headers
+    assert headers["cache-control"] == "no-cache", headers
+    assert "default-src 'none'" in headers["content-security-policy"], headers
+    expect(row(page, "Members", "n2")).to_be_visible()
     page.evaluate("""() => {
         const script = document.createElement("script");
         script.textContent = "window.injected = true";
