@@ -112,7 +112,7 @@ def until(page, what, holds):
         page.wait_for_timeout(50)
 
 
-# ---- What is seen ----
+# What is seen.
 
 
 def shows_the_cluster(page):
@@ -176,7 +176,7 @@ def shows_the_load(page):
     until(page, "the chart has a line", lambda: "L" in chart.locator("path").last.get_attribute("d"))
 
 
-# ---- How it is seen ----
+# How it is seen.
 
 CONTRASTS = """() => {
     const parts = colour => { const all = colour.match(/[\\d.]+/g).map(Number); return all.length < 4 ? [...all, 1] : all; };
@@ -328,7 +328,7 @@ def is_held_by_its_policy(page):
     assert page.evaluate("fetch('http://127.0.0.1:9/').then(() => 1, () => 0)") == 0
 
 
-# ---- What happens to nodes ----
+# What happens to nodes.
 
 
 def sees_a_node_die(page, cluster):
@@ -409,7 +409,7 @@ def reads_events_in_any_pieces(page):
     assert told[0] == told[1] == ["retry=70", "a=1\n2", "message=x: y\n", "message= 3"], told
 
 
-# ---- Who may see it ----
+# Who may see it.
 
 
 def asks_for_a_token(browser, url):
