@@ -103,7 +103,7 @@ fn every_setting_and_route_that_a_page_names_exists() {
             .contains(&method)
             .then_some((method, target))
     });
-    let (management, peers, clients) = (ENDPOINTS, ["/dist/drain"], ["/v1/owners/{key}"]);
+    let (management, peers, clients) = (ENDPOINTS, ["/dist/drain"], ["/v1/owners/{key}", "/v1/me"]);
     for (method, target) in routes.clone() {
         let path = target.split('?').next().unwrap();
         let known = management
