@@ -36,6 +36,9 @@ impl KeyHash {
 pub struct PartitionId(u16);
 
 impl PartitionId {
+    /// The first one.
+    pub const FIRST: Self = Self(0);
+
     /// The partition numbered `index`, or `None` when there is no such one.
     pub fn new(index: usize) -> Option<Self> {
         (index < PARTITION_COUNT).then_some(Self(index as u16))

@@ -24,6 +24,7 @@ use crate::clock::{Origin, UnixMs, Version};
 use crate::cluster::Consistency;
 use crate::hash::{CoreCount, CoreId, KeyHash};
 use crate::store::{ItemView, TooLarge, ValueIn, ValueView};
+use crate::telemetry::latency::Via;
 
 /// How many operations one message between cores carries at most. Small enough
 /// that the owner's loop turns between two of them, large enough that the price
@@ -156,6 +157,8 @@ struct StoredOperation {
     key: Range<usize>,
     action: StoredAction,
     consistency: Consistency,
+    /// Whether other nodes were asked.
+    forwarded: bool,
     outcome: Option<Outcome<Carried>>,
 }
 
@@ -231,6 +234,11 @@ impl Batch {
             action,
             consistency: operation.consistency,
         }
+    }
+
+    /// Says that the operation numbered `index` has to wait for other nodes.
+    pub fn forwarded(&mut self, index: usize) {
+        self.operations[index].forwarded = true;
     }
 
     /// Says what became of the operation numbered `index`. A small value is copied,
@@ -378,6 +386,7 @@ impl Exchange {
             key,
             action,
             consistency,
+            forwarded: false,
             outcome: None,
         });
         if batch.operations.len() == OPERATIONS_PER_BATCH {
@@ -458,6 +467,32 @@ impl Exchange {
             Outcome::Joining => Outcome::Joining,
         };
         Some((&batch.arena[operation.key.clone()], outcome))
+    }
+
+    /// How far the operation behind `ticket` went from this core.
+    pub fn via(&self, ticket: Ticket, from: CoreId) -> Via {
+        let batch = self.batches.get(ticket.slot as usize);
+        let batch = batch.and_then(Option::as_ref);
+        let operation = batch.and_then(|batch| batch.operations.get(ticket.index as usize));
+        match (batch, operation) {
+            (_, Some(operation)) if operation.forwarded => Via::Forwarded,
+            (Some(batch), _) if batch.target != from => Via::Remote,
+            _ => Via::Local,
+        }
+    }
+
+    /// How far the operation went that went furthest.
+    pub fn furthest(&self, from: CoreId) -> Via {
+        let mut furthest = Via::Local;
+        for batch in self.batches.iter().flatten() {
+            if batch.operations.iter().any(|operation| operation.forwarded) {
+                return Via::Forwarded;
+            }
+            if batch.target != from {
+                furthest = Via::Remote;
+            }
+        }
+        furthest
     }
 
     /// Whether values were not copied because there was no room.

@@ -27,6 +27,7 @@ use crate::cluster::Consistency;
 use crate::hash::KeyHash;
 use crate::http::{Connection, Status};
 use crate::operations::{Action, Exchange, Operation, Outcome, Ticket};
+use crate::telemetry::latency;
 
 /// How large the JSON answer to one batch may grow.
 pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
@@ -55,10 +56,22 @@ pub enum Kind {
     Delete,
 }
 
+impl Kind {
+    /// As durations are recorded.
+    pub fn operation(self) -> latency::Operation {
+        match self {
+            Self::Get => latency::Operation::BatchGet,
+            Self::Put => latency::Operation::BatchPut,
+            Self::Delete => latency::Operation::BatchDelete,
+        }
+    }
+}
+
 /// A batch that was received and not yet read.
 #[derive(Debug)]
 pub struct Request {
-    kind: Kind,
+    /// Which of the three.
+    pub kind: Kind,
     body: Vec<u8>,
     consistency: Consistency,
     /// What the answer says about the connection.

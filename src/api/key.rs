@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::owners::{OwnerIds, origin_name};
+use super::turn::Subject;
 use super::{Answers, Api, ApiError, Moment, Turn, Writer, key_text};
 use crate::clock::UnixMs;
 use crate::cluster::{Coordinator, View};
@@ -17,6 +18,7 @@ use crate::duration::GoDuration;
 use crate::http::{Connection, Head, Query, Status, percent_decode};
 use crate::operations::{Action, Found, Operation, Outcome};
 use crate::store::{KEY_BYTES_MAX, SHARED_VALUE_BYTES, ValueIn, ValueView};
+use crate::telemetry::latency::{self, Via};
 
 /// What is asked of the key.
 #[derive(Debug)]
@@ -199,7 +201,12 @@ pub fn serve(
     connection: Connection,
     moment: Moment<'_>,
 ) {
-    let owner = operation.hash.partition().core(api.cores);
+    let partition = operation.hash.partition();
+    turn.subject = Some(Subject {
+        partition,
+        key_bytes: operation.key.len() as u16,
+    });
+    let owner = partition.core(api.cores);
     if owner == api.core {
         let Operation {
             hash,
@@ -221,6 +228,7 @@ pub fn serve(
                 head_only: matches!(render, Render::Head),
             };
             render.answer(&mut writer, key, outcome, moment.now);
+            turn.tally.count(render.operation(), Via::Local);
             return;
         }
     }
@@ -229,6 +237,16 @@ pub fn serve(
 }
 
 impl Render {
+    /// What was asked for.
+    #[inline]
+    pub fn operation(self) -> latency::Operation {
+        match self {
+            Self::Octets | Self::Envelope | Self::Head => latency::Operation::Get,
+            Self::Put { .. } => latency::Operation::Put,
+            Self::Delete => latency::Operation::Delete,
+        }
+    }
+
     /// Writes the answer.
     #[inline]
     pub fn answer(

@@ -10,13 +10,16 @@
 //! keeps by reference) are only referenced, and written from where they lie.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::api::key;
 use crate::clock::UnixMs;
 use crate::cluster::View;
+use crate::hash::{CoreId, PartitionId};
 use crate::http::{Connection, HttpDate};
 use crate::operations::{Exchange, Ticket};
 use crate::store::ValueView;
+use crate::telemetry::latency::Tally;
 
 /// Response bytes in order, with large bodies by reference.
 #[derive(Debug)]
@@ -158,8 +161,22 @@ pub struct Turn {
     pub closes: bool,
     /// Whether the answer goes on after what is there.
     pub streams: bool,
-    /// The time for which the requests of this turn are answered, read once.
-    pub now: Option<UnixMs>,
+    /// When the requests of this turn began to be handled, and the same on the wall clock,
+    /// for which they are answered. Read once.
+    pub now: Option<(Instant, UnixMs)>,
+    /// The requests on keys, until it is known how long they took.
+    pub tally: Tally,
+    /// The last of them.
+    pub subject: Option<Subject>,
+}
+
+/// What a request on a key was about, as far as others may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Where the key belongs.
+    pub partition: PartitionId,
+    /// How long it is.
+    pub key_bytes: u16,
 }
 
 impl Turn {
@@ -174,6 +191,8 @@ impl Turn {
             closes: false,
             streams: false,
             now: None,
+            tally: Tally::default(),
+            subject: None,
         }
     }
 
@@ -206,6 +225,7 @@ impl Turn {
     pub fn close_gaps(
         &mut self,
         facts: &super::NodeFacts,
+        core: CoreId,
         view: &View,
         date: &HttpDate,
         now: UnixMs,
@@ -216,6 +236,7 @@ impl Turn {
             gaps,
             parts,
             closing,
+            tally,
             ..
         } = self;
         let cursor = closing.get_or_insert_with(|| {
@@ -239,6 +260,7 @@ impl Turn {
                 connection: gap.connection,
                 head_only: matches!(gap.render, key::Render::Head),
             };
+            tally.count(gap.render.operation(), exchange.via(gap.ticket, core));
             match exchange.outcome(gap.ticket) {
                 Some((key, outcome)) => gap.render.answer(&mut writer, key, outcome, now),
                 None => writer.error(&super::ApiError::internal("the owning core did not answer")),

@@ -554,7 +554,10 @@ impl Coordinator {
         for index in 0..batch.len() {
             match self.start(batch.operation(index), (slot, index), now) {
                 Some(outcome) => batch.finish(index, outcome),
-                None => open += 1,
+                None => {
+                    batch.forwarded(index);
+                    open += 1;
+                }
             }
         }
         if open == 0 {

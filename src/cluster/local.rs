@@ -2,7 +2,9 @@
 
 use crate::clock::{HybridClock, Origin, UnixMs, Version};
 use crate::hash::KeyHash;
-use crate::store::{Applied, Content, ItemView, Resident, Shard, TooLarge, ValueIn, Write};
+use crate::store::{
+    Applied, Content, HotKeys, ItemView, Resident, Shard, TooLarge, ValueIn, Write,
+};
 
 /// The items of one core, and its clock. Invariant: the clock is behind nothing
 /// that was ever applied here.
@@ -12,6 +14,7 @@ pub struct LocalStore {
     clock: HybridClock,
     origin: Origin,
     tombstone_ttl_ms: u64,
+    hot: HotKeys,
 }
 
 impl LocalStore {
@@ -22,7 +25,18 @@ impl LocalStore {
             clock: HybridClock::new(origin),
             origin,
             tombstone_ttl_ms,
+            hot: HotKeys::new(tombstone_ttl_ms),
         }
+    }
+
+    /// The keys that are used most, by clients and by other nodes.
+    pub fn hot_keys(&self) -> &HotKeys {
+        &self.hot
+    }
+
+    /// The same, to be aged.
+    pub fn hot_keys_mut(&mut self) -> &mut HotKeys {
+        &mut self.hot
     }
 
     /// Who this node is in versions.
@@ -59,6 +73,7 @@ impl LocalStore {
     /// Reads a key.
     #[inline]
     pub fn get(&mut self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {
+        self.hot.touch(hash, key);
         self.shard.get(hash, key, now)
     }
 
@@ -128,6 +143,7 @@ impl LocalStore {
         content: Content<'_>,
         now: UnixMs,
     ) -> Result<Applied, TooLarge> {
+        self.hot.touch(hash, key);
         let write = Write {
             hash,
             key,

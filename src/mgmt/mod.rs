@@ -9,7 +9,9 @@
 //! a kubelet out; only when none is idle the new one is refused.
 
 mod cluster;
+mod errands;
 pub mod routes;
+mod stats;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -26,22 +28,26 @@ use crate::api::{ApiError, NodeFacts, Turn, Writer, key_text};
 use crate::auth::Scope;
 use crate::buffers::{Buffers, Pool};
 use crate::cluster::View;
-use crate::hash::CoreCount;
+use crate::hash::{CoreCount, PartitionId};
 use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
-use crate::node::connection::{self, Common, Entry, Limits, Service};
+use crate::node::connection::{self, Common, Entry, Form, Limits, Service};
 use crate::node::control::{Control, Watch};
-use crate::node::core::wall_time;
+use crate::node::core::{Message, wall_time};
 use crate::node::door::Visitor;
+use crate::node::errand::Errand;
 use crate::node::readiness::Readiness;
 use crate::node::security::Entrance;
 use crate::operations::Exchange;
-use crate::runtime::{self, Deadlines, Listener, Stream, Timeouts};
+use crate::runtime::{self, Deadlines, Listener, Sender, Stream, Timeouts};
+use crate::settings::Settings;
 use crate::telemetry::cluster::ClusterCounts;
 use crate::telemetry::prometheus::{Exposition, Format};
 use crate::telemetry::snapshot::{NodeCounts, Snapshot, Sources};
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
+use errands::Errands;
 use routes::{Operation, Route};
+use stats::{Config, Cores, Partitions, Stats};
 
 /// How many management connections may be open.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -69,11 +75,17 @@ pub struct Management {
     pub readiness: Arc<Readiness>,
     /// The cluster.
     pub control: Rc<Control>,
+    /// What this node was started with.
+    pub settings: Arc<Settings>,
+    /// The cores.
+    pub mailboxes: Vec<Sender<Message>>,
 }
 
 struct Serving {
     management: Management,
     exposition: Exposition,
+    errands: Errands,
+    started: Instant,
     deadlines: Rc<Deadlines>,
     handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
@@ -93,6 +105,8 @@ impl Management {
         let deadlines = Deadlines::new(timeouts);
         let serving = Rc::new(Serving {
             exposition: Exposition::new(Arc::clone(&self.sources)),
+            errands: Errands::new(self.mailboxes.clone()),
+            started: Instant::now(),
             management: self,
             deadlines: Rc::clone(&deadlines),
             handshakes: Handshakes::new(CONNECTIONS_MAX),
@@ -281,6 +295,21 @@ impl Serving {
         }
     }
 
+    fn answer<T: serde::Serialize>(
+        &self,
+        answer: Result<T, ApiError>,
+        form: Form,
+        turn: &mut Turn,
+    ) {
+        let (date, view) = (self.date.get(), self.management.control.view());
+        let mut writer = self.writer(turn, &view, &date, form.connection);
+        writer.head_only = form.head_only;
+        match answer {
+            Ok(body) => writer.json(Status::Ok, &body),
+            Err(error) => writer.error(&error),
+        }
+    }
+
     fn event(&self, turn: &mut Turn, name: &str, body: &impl serde::Serialize) {
         let out = &mut turn.answers.bytes;
         out.extend_from_slice(b"event: ");
@@ -299,6 +328,22 @@ impl Serving {
     }
 }
 
+/// What the cores have to be asked for.
+pub enum Job {
+    /// The keys that are used most.
+    HotKeys,
+    /// The keys of partitions from this one on.
+    Keys(PartitionId),
+    /// The digests of partitions from this one on.
+    Digests(PartitionId),
+}
+
+/// What an answer says once its work is under way.
+#[derive(serde::Serialize)]
+struct Accepted {
+    accepted: bool,
+}
+
 /// What a connection is told of the cluster.
 pub struct Told {
     members: Watch,
@@ -309,7 +354,7 @@ pub struct Told {
 }
 
 impl Service for Serving {
-    type Job = std::convert::Infallible;
+    type Job = (Job, Form);
     type Link = Told;
 
     fn turn(&self) -> Turn {
@@ -342,7 +387,7 @@ impl Service for Serving {
         head: &Head<'_>,
         _body: Cow<'_, [u8]>,
         turn: &mut Turn,
-    ) -> Option<std::convert::Infallible> {
+    ) -> Option<Self::Job> {
         turn.closes |= !head.keep_alive;
         let control = &self.management.control;
         let (date, view) = (self.date.get(), control.view());
@@ -381,6 +426,40 @@ impl Service for Serving {
                 writer.json(Status::Ok, &metrics);
             }
             Operation::Owners => self.owners(head.query, &mut writer),
+            Operation::Stats => writer.json(Status::Ok, &Stats(&self.snapshot())),
+            Operation::Cores => {
+                let snapshot = self.snapshot();
+                let uptime = self.started.elapsed().as_secs_f64();
+                writer.json(Status::Ok, &Cores::of(&snapshot, wall_time().0, uptime));
+            }
+            Operation::Config => {
+                let snapshot = self.snapshot();
+                let settings = &self.management.settings;
+                writer.json(Status::Ok, &Config::of(settings, &snapshot, &view));
+            }
+            Operation::Partitions => {
+                let counts = self.counts();
+                let missing = counts.iter().map(|core| core.partitions_missing).sum();
+                writer.json(Status::Ok, &Partitions::of(&view, missing));
+            }
+            Operation::HotKeys => return Some((Job::HotKeys, Form::of(head))),
+            Operation::Keys | Operation::Digests => match errands::cursor(head.query) {
+                Ok(from) if operation == Operation::Keys => {
+                    return Some((Job::Keys(from), Form::of(head)));
+                }
+                Ok(from) => return Some((Job::Digests(from), Form::of(head))),
+                Err(error) => writer.error(&error),
+            },
+            Operation::Evict | Operation::Expire => {
+                let started = match operation {
+                    Operation::Evict => self.errands.start(Errand::Evict),
+                    _ => self.errands.start(Errand::Expire),
+                };
+                match started {
+                    Ok(()) => writer.json(Status::Accepted, &Accepted { accepted: true }),
+                    Err(error) => writer.error(&error),
+                }
+            }
             Operation::Metrics => self.metrics(head.accept, &mut writer),
             Operation::Events => {
                 turn.closes = true;
@@ -427,7 +506,11 @@ impl Service for Serving {
 
     async fn settle(&self, _link: &Told, _turn: &mut Turn) {}
 
-    async fn run(&self, _link: &Told, job: std::convert::Infallible, _turn: &mut Turn) {
-        match job {}
+    async fn run(&self, _link: &Told, (job, form): Self::Job, turn: &mut Turn) {
+        match job {
+            Job::HotKeys => self.answer(self.errands.hot_keys().await, form, turn),
+            Job::Keys(from) => self.answer(self.errands.keys(from).await, form, turn),
+            Job::Digests(from) => self.answer(self.errands.digests(from).await, form, turn),
+        }
     }
 }

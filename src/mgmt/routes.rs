@@ -27,6 +27,24 @@ pub enum Operation {
     DistMetrics,
     /// `GET /dist/owners`
     Owners,
+    /// `GET /stats`
+    Stats,
+    /// `GET /stats/cores`
+    Cores,
+    /// `GET /config`
+    Config,
+    /// `GET /cluster/partitions`
+    Partitions,
+    /// `GET /internal/keys`
+    Keys,
+    /// `GET /internal/merkle`
+    Digests,
+    /// `GET /debug/hotkeys`
+    HotKeys,
+    /// `POST /evict`
+    Evict,
+    /// `POST /trigger-expiration`
+    Expire,
 }
 
 /// A method on a path, the operation behind it and the scope it needs.
@@ -51,7 +69,17 @@ const fn get(path: &'static str, operation: Operation, scope: Option<Scope>) -> 
     }
 }
 
+const fn post(path: &'static str, operation: Operation, scope: Option<Scope>) -> Endpoint {
+    Endpoint {
+        method: Method::Post,
+        path,
+        operation,
+        scope,
+    }
+}
+
 const READ: Option<Scope> = Some(Scope::Read);
+const ADMIN: Option<Scope> = Some(Scope::Admin);
 const OPEN: Option<Scope> = None;
 
 /// Everything the management listener serves.
@@ -65,6 +93,15 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/cluster/rebalance", Operation::Rebalance, READ),
     get("/dist/metrics", Operation::DistMetrics, READ),
     get("/dist/owners", Operation::Owners, READ),
+    get("/stats", Operation::Stats, READ),
+    get("/stats/cores", Operation::Cores, READ),
+    get("/config", Operation::Config, READ),
+    get("/cluster/partitions", Operation::Partitions, READ),
+    get("/internal/keys", Operation::Keys, READ),
+    get("/internal/merkle", Operation::Digests, READ),
+    get("/debug/hotkeys", Operation::HotKeys, ADMIN),
+    post("/evict", Operation::Evict, ADMIN),
+    post("/trigger-expiration", Operation::Expire, ADMIN),
 ];
 
 /// Where a request leads.
@@ -135,7 +172,9 @@ mod tests {
             };
             let path = endpoint.path.as_bytes();
             assert_eq!(route(endpoint.method, path), found);
-            assert_eq!(route(Method::Head, path), found);
+            if endpoint.method == Method::Get {
+                assert_eq!(route(Method::Head, path), found);
+            }
         }
     }
 

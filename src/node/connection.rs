@@ -38,7 +38,7 @@ use crate::api::batch::COPIES_BYTES_MAX;
 use crate::api::turn::TURN_BYTES_KEPT;
 use crate::api::{Answers, ApiError, Turn};
 use crate::buffers::{ANSWER_BYTES_MAX, Account, Buffers};
-use crate::http::{self, Head};
+use crate::http::{self, Connection, Head, Method};
 use crate::runtime::{self, Segment, Transport, Wait, Watch};
 
 /// What a connection allows.
@@ -103,6 +103,25 @@ impl Common {
     }
 }
 
+/// What the request says of its answer's form.
+#[derive(Clone, Copy)]
+pub struct Form {
+    /// Whether the connection goes on.
+    pub connection: Connection,
+    /// Whether only the head is wanted.
+    pub head_only: bool,
+}
+
+impl Form {
+    /// As this request has it.
+    pub fn of(head: &Head<'_>) -> Self {
+        Self {
+            connection: Connection::after(head.version, head.keep_alive),
+            head_only: head.method == Method::Head,
+        }
+    }
+}
+
 /// What [`Service::admit`] says of a request.
 pub enum Entry {
     /// It may pass.
@@ -146,6 +165,9 @@ pub trait Service {
     /// Answers with an error and marks the connection as closing; `head_only` leaves out
     /// the error's body.
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn);
+
+    /// Told when all requests of a turn that could be answered at once are.
+    fn handled(&self, _turn: &mut Turn) {}
 
     /// Completes the answers that wait for other cores, or as many of them as one write
     /// takes: if there are gaps left, this is called again once they are written.
@@ -248,6 +270,7 @@ impl<S: Service, T: Transport> Serving<S, T> {
                 &self.account,
                 turn,
             );
+            self.service.handled(turn);
             if !self.input.timed {
                 self.watch.wait_for(Wait::Nothing);
             }

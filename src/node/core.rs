@@ -38,6 +38,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::connection::{self, Common, Entry, Limits, Service};
 use super::control::ControlMessage;
 use super::door::{Door, Visitor};
+use super::errand::{ERRANDS_MAX, Errand};
+use super::measuring::{Meter, SlowRequests};
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
 use super::readiness::{CoreReport, Readiness};
 use super::security::{Entrance, Security};
@@ -50,7 +52,7 @@ use crate::clock::UnixMs;
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
 use crate::cluster::{Coordinator, NodeIx, View};
-use crate::hash::CoreId;
+use crate::hash::{CoreCount, CoreId};
 use crate::http::{Connection, Head, HttpDate, Method};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
@@ -58,6 +60,7 @@ use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts};
 use crate::store::SHARED_VALUE_BYTES;
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
+use crate::telemetry::latency::{Operation, Via};
 use crate::tls::{self, Handshakes};
 
 /// How often a core looks at the clock for its housekeeping.
@@ -79,8 +82,8 @@ const SLOW_FACTOR: u32 = 5;
 /// its cost would be paid again, and nodes would lose each other by that.
 const PEER_HANDSHAKE: Duration = Duration::from_secs(2);
 
-/// How many steps of expiry are done before the loop turns.
-const REAP_STEPS: usize = 512;
+/// After how long what was counted of hot keys is worth half.
+const HOT_KEYS_AGE: Duration = Duration::from_secs(30);
 
 /// How many listings one core has under way in another at once, and itself: of clients,
 /// and as many of peers.
@@ -124,6 +127,8 @@ pub enum Message {
     View(Arc<View>, Arc<()>),
     /// Something else decides who is let in. The second counts as for views.
     Security(Arc<Security>, Arc<()>),
+    /// Do or tell what the management listener was asked for.
+    Errand(Errand),
     /// Accept nothing more, end connections as they fall idle.
     Stop,
     /// End now.
@@ -166,7 +171,7 @@ impl fmt::Display for Thread {
 /// How many messages a mailbox must hold on a node of `cores` cores that may
 /// have `depth` batches outstanding between any two (see the module's comment).
 pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
-    const CONTROL: usize = 16;
+    const CONTROL: usize = 16 + ERRANDS_MAX;
     2 * (depth + SCANS_MAX + FRAMES_MAX) * (cores - 1) + CONTROL
 }
 
@@ -215,6 +220,8 @@ pub struct Parts {
     pub connections_max: usize,
     /// Where it counts.
     pub counters: Arc<CoreCounters>,
+    /// Which requests it calls slow.
+    pub slow_requests: SlowRequests,
     /// Where it reports.
     pub events: std::sync::mpsc::Sender<Event>,
 }
@@ -286,6 +293,7 @@ pub struct Core {
     connections: Arc<AtomicUsize>,
     connections_max: usize,
     pub(super) counters: Arc<CoreCounters>,
+    meter: Meter,
     events: std::sync::mpsc::Sender<Event>,
 }
 
@@ -425,7 +433,9 @@ impl Core {
                 frames: Credits::new(FRAMES_MAX),
             })
             .collect();
+        let counters = Arc::clone(&parts.counters);
         Rc::new(Self {
+            meter: Meter::new(parts.api.core, counters, parts.slow_requests),
             api: parts.api,
             cluster: RefCell::new(parts.cluster),
             view: RefCell::new(Rc::new(parts.view)),
@@ -507,6 +517,7 @@ impl Core {
                     }
                     Message::View(view, _) => self.set_view(view),
                     Message::Security(security, _) => self.set_security(security),
+                    Message::Errand(errand) => self.run_errand(errand),
                     Message::Stop => {
                         closer.close();
                         self.deadlines.stop();
@@ -782,16 +793,13 @@ impl Core {
         let mut clients_ms = 0;
         let mut last = Instant::now();
         let mut expected = last + TICK;
-        let mut stalls = Stalls::new(last);
+        let mut aged = last;
         loop {
             runtime::sleep(TICK).await;
             let now = Instant::now();
             let late = now.saturating_duration_since(expected);
-            self.counters.stall_us.add(late.as_micros() as u64);
-            let worst = stalls.worst_with(late, now);
-            self.counters.stall_us_max.set(worst.as_micros() as u64);
-
             let wall = wall_time();
+            self.meter.tick(now, wall, late);
             self.date.set(date_at(wall));
             self.door.set_now(wall);
             let passed = now.duration_since(last).min(BUSY_TICK_MAX);
@@ -799,17 +807,10 @@ impl Core {
             last = now;
             self.deadlines.sweep(clients_ms);
             self.peer_connections.sweep(clients_ms);
-            loop {
-                let more = self
-                    .cluster
-                    .borrow_mut()
-                    .local_mut()
-                    .shard_mut()
-                    .reap(wall_time(), REAP_STEPS);
-                if !more {
-                    break;
-                }
-                runtime::yield_to_io().await;
+            self.reap().await;
+            if now.saturating_duration_since(aged) >= HOT_KEYS_AGE {
+                aged = now;
+                self.cluster.borrow_mut().local_mut().hot_keys_mut().age();
             }
             self.collect_lent();
             self.publish();
@@ -1001,34 +1002,6 @@ impl Core {
     }
 }
 
-/// The longest stall of the last minute, or a little less.
-struct Stalls {
-    since: Instant,
-    now: Duration,
-    before: Duration,
-}
-
-impl Stalls {
-    const PERIOD: Duration = Duration::from_secs(30);
-
-    fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            now: Duration::ZERO,
-            before: Duration::ZERO,
-        }
-    }
-
-    fn worst_with(&mut self, stall: Duration, now: Instant) -> Duration {
-        if now.duration_since(self.since) >= Self::PERIOD {
-            self.since = now;
-            self.before = std::mem::take(&mut self.now);
-        }
-        self.now = self.now.max(stall);
-        self.now.max(self.before)
-    }
-}
-
 impl Service for Rc<Core> {
     type Job = Job;
     type Link = Link;
@@ -1080,7 +1053,7 @@ impl Service for Rc<Core> {
         let view = self.view();
         let caller = link.visitor.caller().identity();
         let moment = Moment {
-            now: *turn.now.get_or_insert_with(wall_time),
+            now: turn.now.get_or_insert_with(|| self.meter.now()).1,
             date: &date,
             draining: self.is_draining(),
             view: &view,
@@ -1117,12 +1090,21 @@ impl Service for Rc<Core> {
             }
             turn.answers.room = self.common.buffers.answer_room();
             let view = self.view();
-            turn.close_gaps(&self.api.facts, &view, &self.date.get(), wall_time());
+            let (facts, date) = (&self.api.facts, self.date.get());
+            turn.close_gaps(facts, self.api.core, &view, &date, self.meter.now().1);
+            self.meter.answered(turn, &Via::ALL);
         }
+    }
+
+    #[inline]
+    fn handled(&self, turn: &mut Turn) {
+        self.meter.answered(turn, &[Via::Local]);
     }
 
     async fn run(&self, link: &Link, job: Job, turn: &mut Turn) {
         let date = self.date.get();
+        let (started, now) = self.meter.now();
+        turn.subject = None;
         match job {
             Job::Browse(request) => {
                 let (scans, silent) = self.browse(link, &request).await;
@@ -1130,9 +1112,14 @@ impl Service for Rc<Core> {
                 let mut writer = self.writer(turn, &view, &date, request.connection);
                 request.answer(scans, silent, &mut writer);
                 self.listings.release();
+                let via = match (view.solo(), self.api.cores) {
+                    (false, _) => Via::Forwarded,
+                    (true, CoreCount::ONE) => Via::Local,
+                    (true, _) => Via::Remote,
+                };
+                self.meter.done(turn, Operation::List, via, started);
             }
             Job::Batch(mut request) => {
-                let now = wall_time();
                 let entries = match request.ask(&self.api, &mut turn.exchange, now) {
                     Ok(entries) => entries,
                     Err(error) => {
@@ -1161,7 +1148,10 @@ impl Service for Rc<Core> {
                     head_only: false,
                 };
                 request.answer(&entries, exchange, &mut writer, now);
+                let via = exchange.furthest(self.api.core);
                 turn.exchange.reset();
+                let operation = request.kind.operation();
+                self.meter.done(turn, operation, via, started);
             }
         }
     }

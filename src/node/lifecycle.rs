@@ -34,6 +34,7 @@ use super::control::{Control, ControlMessage, ControlParts};
 use super::core::{
     Core, Dial, Event, Message, Parts, SCANS_MAX, Thread, mailbox_capacity, wall_time,
 };
+use super::measuring::SlowRequests;
 use super::peering;
 use super::readiness::Readiness;
 use super::security::{Audience, Entrance, Loaded, Loader, Security, Wake, Watcher};
@@ -233,6 +234,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             connections: Arc::clone(&connections),
             connections_max: settings.connections,
             counters: Arc::clone(counters),
+            slow_requests: SlowRequests {
+                threshold: settings.slow_request,
+                logs_per_second: settings.slow_request_logs,
+            },
             events: events.clone(),
         };
         let cpu = plan.cpus[core.index()];
@@ -294,6 +299,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         draining: Arc::clone(&draining),
         readiness: Arc::clone(&readiness),
         control: control_parts,
+        settings: Arc::new(settings.clone()),
+        mailboxes: mailboxes.clone(),
         inbox: control_inbox,
         events,
     })?;
@@ -697,6 +704,8 @@ struct ManagementParts {
     draining: Arc<AtomicBool>,
     readiness: Arc<Readiness>,
     control: ControlParts,
+    settings: Arc<Settings>,
+    mailboxes: Vec<runtime::Sender<Message>>,
     inbox: Receiver<ControlMessage>,
     events: mpsc::Sender<Event>,
 }
@@ -715,6 +724,8 @@ fn start_management(parts: ManagementParts) -> Result<(), StartError> {
                         draining: parts.draining,
                         readiness: parts.readiness,
                         control: Rc::clone(&control),
+                        settings: parts.settings,
+                        mailboxes: parts.mailboxes,
                     };
                     runtime::spawn(control.run(parts.inbox));
                     let listener = Listener::from_std(parts.listener)?;

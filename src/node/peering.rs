@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 
-use super::connection::{self, Entry, Service};
+use super::connection::{self, Entry, Form, Service};
 use super::control::ControlMessage;
 use super::core::{Core, Link, wall_time};
 use super::door::Visitor;
@@ -220,22 +220,6 @@ pub enum PeerJob {
     Keys(browse::Request),
     /// This node is to drain.
     Drain,
-}
-
-/// What the request says of its answer's form.
-#[derive(Clone, Copy)]
-pub struct Form {
-    connection: Connection,
-    head_only: bool,
-}
-
-impl Form {
-    fn of(head: &Head<'_>) -> Self {
-        Self {
-            connection: Connection::after(head.version, head.keep_alive),
-            head_only: head.method == Method::Head,
-        }
-    }
 }
 
 /// What one core serves on the peer listener.

@@ -113,6 +113,12 @@ pub struct Settings {
     pub sync_interval: Duration,
     pub rebalance_interval: Duration,
     pub buffer_limit: ByteSize,
+    /// Zero for none.
+    pub slow_request: Duration,
+    pub slow_request_logs: u32,
+    /// Every setting that is no secret, by its variable, as it was given or as its default
+    /// is.
+    pub effective: Vec<(&'static str, String)>,
     pub security: security::Security,
     /// What the standard `OTEL_` variables ask for.
     pub telemetry: otlp::Config,
@@ -268,6 +274,17 @@ impl Given {
         })
     }
 
+    /// What is in force, without secrets.
+    fn effective(&self) -> Vec<(&'static str, String)> {
+        let open = TABLE.iter().filter(|setting| !setting.secret);
+        let value = |setting: &Setting| {
+            let given = self.0.get(setting.variable).map(|(_, value)| &**value);
+            given.unwrap_or(setting.default).to_owned()
+        };
+        open.map(|setting| (setting.variable, value(setting)))
+            .collect()
+    }
+
     /// Whether a setting was given at all.
     fn has(&self, variable: &'static str) -> bool {
         self.0.contains_key(variable)
@@ -353,6 +370,12 @@ impl Given {
             sync_interval: self.interval("HYPERCACHE_SYNC_INTERVAL")?,
             rebalance_interval: self.interval("HYPERCACHE_REBALANCE_INTERVAL")?,
             buffer_limit: self.get("HYPERCACHE_BUFFER_LIMIT", |v| bytes(v, 1 << 20..=1 << 40))?,
+            slow_request: self.get("HYPERCACHE_SLOW_REQUEST", |v| {
+                duration(v, Duration::ZERO..=DAY)
+            })?,
+            slow_request_logs: self.get("HYPERCACHE_SLOW_REQUEST_LOGS", |v| number(v, 0..=1000))?
+                as u32,
+            effective: self.effective(),
             security: security::Security::read(self)?,
             telemetry: telemetry?,
         };

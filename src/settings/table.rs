@@ -354,6 +354,18 @@ pub const TABLE: &[Setting] = &[
         "bytes such as 64MiB, at most 1TiB",
         "the same for one owner",
     ),
+    setting(
+        "HYPERCACHE_SLOW_REQUEST",
+        "100ms",
+        "a duration such as 100ms, at most 24h; 0 for none",
+        "requests that take longer are counted as slow, and some are logged",
+    ),
+    setting(
+        "HYPERCACHE_SLOW_REQUEST_LOGS",
+        "5",
+        "a whole number from 0 to 1000",
+        "slow requests that each core logs in a second at most",
+    ),
     secret(
         "HYPERCACHE_AUTH_TOKEN",
         TOKEN,

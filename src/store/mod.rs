@@ -30,6 +30,7 @@
 mod digest;
 mod eviction;
 mod expiry;
+mod hotkeys;
 mod item;
 mod list;
 mod memory;
@@ -41,6 +42,7 @@ mod write;
 
 pub use digest::Digest;
 pub use eviction::{EvictionPolicy, UnknownEvictionPolicy};
+pub use hotkeys::{HotKey, HotKeys, SAMPLE as HOT_KEYS_SAMPLE};
 pub use item::{ItemView, Resident, StoredItem, ValueView};
 pub use shard::{Shard, ShardConfig, ShardStats, ShardTooSmall};
 pub use write::{Applied, Content, KEY_BYTES_MAX, SHARED_VALUE_BYTES, TooLarge, ValueIn, Write};

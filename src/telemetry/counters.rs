@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::histogram::Histogram;
 use super::latency::Latencies;
 
 /// A number that one thread changes and others read.
@@ -118,4 +119,6 @@ pub struct CoreCounters {
     pub slow_requests: Cell,
     /// How long requests took.
     pub latencies: Latencies,
+    /// How long eviction cycles took that were asked for.
+    pub evictions: Histogram,
 }

@@ -1,4 +1,7 @@
 //! How long requests of clients take, by what they ask for and by how far they go.
+//!
+//! Requests that arrive together are handled together and their answers leave together: a
+//! [`Tally`] counts them by kind, and all of a kind are recorded at the cost of one.
 
 use super::histogram::{Counts, Histogram};
 
@@ -22,8 +25,6 @@ pub enum Operation {
     BatchDelete,
     /// A listing of keys.
     List,
-    /// Anything else, errors of the protocol included.
-    Other,
 }
 
 /// How many kinds of [`Operation`] there are.
@@ -31,7 +32,7 @@ pub const OPERATIONS: usize = Operation::ALL.len();
 
 impl Operation {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 7] = [
         Self::Get,
         Self::Put,
         Self::Delete,
@@ -39,7 +40,6 @@ impl Operation {
         Self::BatchPut,
         Self::BatchDelete,
         Self::List,
-        Self::Other,
     ];
 
     /// As it stands in labels.
@@ -52,7 +52,6 @@ impl Operation {
             Self::BatchPut => "batch_put",
             Self::BatchDelete => "batch_delete",
             Self::List => "list",
-            Self::Other => "other",
         }
     }
 }
@@ -103,35 +102,85 @@ impl Latencies {
 
 /// The requests of one turn of a connection, until it is known how long they took.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally([u16; OPERATIONS]);
+pub struct Tally([OfVia; Via::ALL.len()]);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct OfVia {
+    times: [u16; OPERATIONS],
+    /// The operations of which there are any, as bits.
+    any: u8,
+}
 
 impl Tally {
     /// One more.
     #[inline]
-    pub fn count(&mut self, operation: Operation) {
+    pub fn count(&mut self, operation: Operation, via: Via) {
         if RECORDS {
-            self.0[operation as usize] += 1;
+            let of_via = &mut self.0[via as usize];
+            of_via.times[operation as usize] += 1;
+            of_via.any |= 1 << operation as u8;
         }
     }
 
-    /// Records all of them as having taken this long, and forgets them.
+    /// Whether any went this way.
+    #[inline]
+    pub fn has(&self, via: Via) -> bool {
+        self.0[via as usize].any != 0
+    }
+
+    /// Records all that went this way as having taken this long, and forgets them.
     #[inline]
     pub fn record(&mut self, latencies: &Latencies, via: Via, nanos: u64) {
-        for operation in Operation::ALL {
-            let times = std::mem::take(&mut self.0[operation as usize]);
-            if times > 0 {
-                latencies.record(operation, via, nanos, u64::from(times));
-            }
+        self.drain(via, |operation, times| {
+            latencies.record(operation, via, nanos, times);
+        });
+    }
+
+    /// The first kind of operation that went this way, and how many of all kinds did.
+    pub fn summary(&self, via: Via) -> Option<(Operation, u64)> {
+        let of_via = &self.0[via as usize];
+        let first = of_via.any.trailing_zeros() as usize;
+        let all = of_via.times.iter().map(|&times| u64::from(times)).sum();
+        Some((*Operation::ALL.get(first)?, all))
+    }
+
+    #[inline]
+    fn drain(&mut self, via: Via, mut each: impl FnMut(Operation, u64)) {
+        let of_via = &mut self.0[via as usize];
+        while of_via.any != 0 {
+            let index = of_via.any.trailing_zeros() as usize;
+            of_via.any &= of_via.any - 1;
+            let times = std::mem::take(&mut of_via.times[index]);
+            each(Operation::ALL[index], u64::from(times));
         }
     }
+}
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.iter().map(|&times| usize::from(times)).sum()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|&times| times == 0)
+    #[test]
+    fn what_is_tallied_is_recorded_once() {
+        let latencies = Latencies::default();
+        let mut tally = Tally::default();
+        for _ in 0..3 {
+            tally.count(Operation::Get, Via::Local);
+        }
+        tally.count(Operation::List, Via::Local);
+        tally.count(Operation::Put, Via::Forwarded);
+        assert_eq!(tally.summary(Via::Local), Some((Operation::Get, 4)));
+        assert_eq!(tally.summary(Via::Remote), None);
+        tally.record(&latencies, Via::Local, 1000);
+        tally.record(&latencies, Via::Local, 5000);
+        assert!(!tally.has(Via::Local) && tally.has(Via::Forwarded));
+        let counts = |operation, via| {
+            let mut counts = Counts::default();
+            latencies.add_to(operation, via, &mut counts);
+            (counts.count(), counts.sum_ns())
+        };
+        assert_eq!(counts(Operation::Get, Via::Local), (3, 3000));
+        assert_eq!(counts(Operation::List, Via::Local), (1, 1000));
+        assert_eq!(counts(Operation::Put, Via::Forwarded), (0, 0));
     }
 }

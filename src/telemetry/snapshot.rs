@@ -195,12 +195,10 @@ impl Snapshot {
         &self.sources.buffers
     }
 
-    /// How long requests of one kind took, on all cores.
-    pub fn latencies(&self, operation: Operation, via: Via) -> Counts {
-        let mut counts = Counts::default();
+    /// Adds how long requests of one kind took, on all cores, to `counts`.
+    pub fn add_latencies(&self, operation: Operation, via: Via, counts: &mut Counts) {
         for core in &self.cores {
-            core.counters.latencies.add_to(operation, via, &mut counts);
+            core.counters.latencies.add_to(operation, via, counts);
         }
-        counts
     }
 }

@@ -4,6 +4,7 @@
 //! docs/operations.md, the dashboards and the alert rules look names up in what is made
 //! from it.
 
+use super::histogram::Counts;
 use super::latency::{Operation, Via};
 use super::metric::{Kind, Labels, Metric, Point, Read, Unit, Value};
 use super::snapshot::{CoreCounts, Snapshot};
@@ -331,7 +332,8 @@ fn latencies(snapshot: &Snapshot) -> Vec<Point> {
             Operation::Get | Operation::Put | Operation::Delete
         );
         for via in Via::ALL {
-            let counts = snapshot.latencies(operation, via);
+            let mut counts = Counts::default();
+            snapshot.add_latencies(operation, via, &mut counts);
             if always || counts.count() > 0 {
                 let labels: Labels = vec![
                     ("operation", operation.name().into()),
