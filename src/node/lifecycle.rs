@@ -141,7 +141,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let loaded = load(settings)?;
     let security = Arc::clone(&loaded.security);
     let export_counters = Arc::default();
-    let (exporter, _tracing) =
+    let (exporter, tracing) =
         Exporter::prepare(&settings.telemetry, &export_counters).map_err(cannot)?;
     let security_counters = Arc::new(SecurityCounters::default());
     let verifiers = Verifiers::start(&security_counters)
@@ -234,6 +234,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             connections: Arc::clone(&connections),
             connections_max: settings.connections,
             counters: Arc::clone(counters),
+            tracing: tracing.clone(),
             slow_requests: SlowRequests {
                 threshold: settings.slow_request,
                 logs_per_second: settings.slow_request_logs,

@@ -85,8 +85,8 @@ pub struct Request {
     pub method: &'static str,
     /// The pattern that its path matches; empty where there is none.
     pub route: &'static str,
-    /// What it asks for.
-    pub operation: Operation,
+    /// What it asks for, where durations of that are recorded.
+    pub operation: Option<Operation>,
     /// How far it had to go.
     pub via: Via,
     /// The status of its answer; 0 where that is not known.
@@ -381,21 +381,30 @@ impl Tracer {
         });
     }
 
-    /// Records something that has ended by itself and took so long, if it is to be.
-    pub fn record_upkeep(&self, upkeep: Upkeep, took: Duration, failed: bool) {
-        let Some(begun) = self.begin_root() else {
-            return;
+    /// Records something that has just ended and took so long, if it is to be: as a part
+    /// of something recorded, or for itself.
+    pub fn record_upkeep(
+        &self,
+        parent: Option<&Context>,
+        upkeep: Upkeep,
+        took: Duration,
+        failed: bool,
+    ) -> Option<Context> {
+        let begun = match parent {
+            Some(parent) => self.begin_part_of(parent)?,
+            None => self.begin_root()?,
         };
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.record(Span {
             context: begun.context,
-            parent: None,
+            parent: begun.parent,
             links: Vec::new(),
             started_ns: begun.at_ns.saturating_sub(took),
             ended_ns: begun.at_ns,
             work: Work::Upkeep(upkeep),
             failed,
         });
+        Some(begun.context)
     }
 
     fn record(&self, span: Span) {

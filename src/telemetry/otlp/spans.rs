@@ -8,6 +8,7 @@ use opentelemetry_proto::tonic::trace::v1::span::{Link, SpanKind};
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 
 use super::{number, scope, text};
+use crate::telemetry::latency::Operation;
 use crate::telemetry::trace::{Request, Span, Work};
 use crate::trace_context::Context;
 
@@ -114,9 +115,10 @@ fn attributes(work: Work) -> Vec<KeyValue> {
 fn of_request(request: &Request) -> Vec<KeyValue> {
     let mut attributes = vec![
         text("http.request.method", request.method),
-        text("hypercache.operation", request.operation.name()),
         text("hypercache.via", request.via.name()),
     ];
+    let operation = request.operation.map(Operation::name);
+    attributes.extend(operation.map(|name| text("hypercache.operation", name)));
     if !request.route.is_empty() {
         attributes.push(text("http.route", request.route));
     }
