@@ -25,6 +25,9 @@ const COUNTER_BITS: u32 = 12;
 pub struct Version(u64);
 
 impl Version {
+    /// Older than every stamp.
+    pub const ZERO: Self = Self(0);
+
     /// The largest version: the largest integer a JavaScript number holds exactly.
     pub const MAX: Self = Self((1 << 53) - 1);
 
@@ -57,7 +60,8 @@ impl Version {
         UnixMs(VERSION_EPOCH.0 + (self.0 >> COUNTER_BITS))
     }
 
-    fn next(self) -> Self {
+    /// The one after it; the largest is followed by itself.
+    pub fn next(self) -> Self {
         Self((self.0 + 1).min(Self::MAX.0))
     }
 }

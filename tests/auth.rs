@@ -138,7 +138,8 @@ fn every_route_of_the_management_listener_but_health_wants_to_know_who_asks() {
         }
         // Events have no end.
         if endpoint.operation != Operation::Events {
-            assert_eq!(ask(&bearer(wanted.name())).status, 200, "{method} {path}");
+            let status = ask(&bearer(wanted.name())).status;
+            assert!((200..300).contains(&status), "{method} {path}: {status}");
         }
     }
     assert_eq!(

@@ -7,7 +7,7 @@ mod store_support;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use hypercache::clock::UnixMs;
+use hypercache::clock::{UnixMs, Version};
 use hypercache::hash::{KeyHash, PartitionId};
 use hypercache::store::{Applied, Content, EvictionPolicy, Shard, ShardConfig, ValueIn, ValueView};
 use proptest::collection::vec;
@@ -82,7 +82,7 @@ enum Op {
     Pass(u64),
     Reap(usize),
     Evict(usize),
-    Clear(usize),
+    Clear(u64),
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -100,7 +100,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0_u64..2000).prop_map(Op::Pass),
         2 => (0_usize..10).prop_map(Op::Reap),
         1 => (0_usize..3).prop_map(Op::Evict),
-        1 => (0_usize..5).prop_map(Op::Clear),
+        1 => (0_u64..60).prop_map(Op::Clear),
     ]
 }
 
@@ -147,6 +147,7 @@ fn run(ops: &[Op], config: &ShardConfig, exact: bool) -> Result<(), TestCaseErro
     let mut shard = Shard::new(config.clone()).unwrap();
     let mut model: HashMap<u8, Plan> = HashMap::new();
     let mut now = NOW;
+    let mut cleared = None;
     for op in ops {
         match *op {
             Op::Write(plan) => {
@@ -155,7 +156,7 @@ fn run(ops: &[Op], config: &ShardConfig, exact: bool) -> Result<(), TestCaseErro
                 let applied = plan.apply(&mut shard, now);
                 let newer = resident.is_none_or(|resident| {
                     (plan.version, plan.origin) > (resident.version.get(), resident.origin.0)
-                });
+                }) && Some(plan.version) > cleared;
                 let expected = if newer {
                     Applied::Stored
                 } else {
@@ -195,7 +196,7 @@ fn run(ops: &[Op], config: &ShardConfig, exact: bool) -> Result<(), TestCaseErro
                 }
             }
             Op::Pass(ms) => now = UnixMs(now.0 + ms),
-            Op::Reap(_) | Op::Evict(_) | Op::Clear(_) if exact => {}
+            Op::Reap(_) | Op::Evict(_) if exact => {}
             Op::Reap(steps) => {
                 shard.reap(now, steps);
             }
@@ -204,13 +205,26 @@ fn run(ops: &[Op], config: &ShardConfig, exact: bool) -> Result<(), TestCaseErro
                 prop_assert_eq!(shard.evict(count), count.min(before));
                 prop_assert_eq!(shard.len(), before - count.min(before));
             }
-            Op::Clear(steps) => {
-                let more = shard.clear_step(steps);
-                prop_assert_eq!(more, shard.len() + shard.tombstones() > 0);
+            Op::Clear(up_to) => {
+                shard.clear(version(up_to));
+                cleared = cleared.max(Some(up_to));
+                model.retain(|_, plan| Some(plan.version) > cleared);
+                for key in 0_u8..24 {
+                    let hash = KeyHash::of(&[key]);
+                    let left = shard.resident(hash, &[key]);
+                    prop_assert!(left.is_none_or(|left| Some(left.version.get()) > cleared));
+                    let seen = peek(&shard, &[key], now).map(|item| item.version.get());
+                    prop_assert!(seen.is_none_or(|seen| Some(seen) > cleared));
+                    shard.scan_stored(hash.partition(), |item| {
+                        assert!(Some(item.resident().version.get()) > cleared);
+                    });
+                }
+                while shard.clear_step(2) {}
             }
         }
         check_invariants(&shard, config)?;
     }
+    shard.clear(Version::MAX);
     while shard.clear_step(1) {}
     prop_assert_eq!((shard.len(), shard.tombstones()), (0, 0));
     prop_assert_eq!(

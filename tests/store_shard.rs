@@ -348,12 +348,18 @@ fn clearing_takes_bounded_steps_and_leaves_nothing() {
             .apply(write(&n.to_le_bytes(), 1, 1, content), NOW)
             .unwrap();
     }
+    shard.clear(version(1));
     let mut calls = 1;
     while shard.clear_step(10) {
         calls += 1;
         assert_eq!(shard.len() + shard.tombstones(), 1000 - 10 * (calls - 1));
     }
-    assert_eq!((shard.len(), shard.tombstones(), calls), (0, 0, 100));
+    assert_eq!((shard.len(), shard.tombstones(), calls), (0, 0, 101));
+    assert_eq!(set(&mut shard, b"old", 1, b"value"), Ok(Applied::Stale));
+    assert_eq!(set(&mut shard, b"new", 2, b"value"), Ok(Applied::Stored));
+    shard.clear(version(2));
+    assert!(peek(&shard, b"new", NOW).is_none(), "at once");
+    while shard.clear_step(10) {}
     assert!(PartitionId::all().all(|partition| shard.digest(partition) == Digest::default()));
     assert_eq!(shard.stats().evicted_items, 0, "clearing is not evicting");
     assert!(

@@ -449,6 +449,7 @@ impl Coordinator {
     pub fn set_view(&mut self, view: Arc<View>, now: UnixMs) {
         self.steady.advance(now);
         let old = std::mem::replace(&mut self.view, view);
+        self.follow_clearing(now);
         let view = Arc::clone(&self.view);
         let count = view.nodes().map(|(ix, _)| ix.index() + 1).max();
         self.links
@@ -704,11 +705,26 @@ impl Coordinator {
         }
     }
 
+    /// Forgets what the cluster has cleared, as soon as this node's clock allows it to have
+    /// been written.
+    fn follow_clearing(&mut self, now: UnixMs) {
+        let cleared = self.view.cleared();
+        if cleared >= self.local.shard().kept_from()
+            && cleared > Version::ZERO
+            && cleared <= self.newest_credible(now)
+        {
+            self.local.clear(cleared);
+        }
+    }
+
     /// Does what is due. Call it every few milliseconds to tens of milliseconds.
     pub fn tick(&mut self, now: UnixMs) {
         const EXPIRE_STEPS: usize = 1024;
+        const CLEAR_STEPS: usize = 2048;
         let steady = self.steady.advance(now);
         self.hints.expire(steady, EXPIRE_STEPS);
+        self.follow_clearing(now);
+        self.local.shard_mut().clear_step(CLEAR_STEPS);
         for node in self.hints.take_lost() {
             self.sync.hurry(node);
         }

@@ -70,6 +70,13 @@ impl LocalStore {
         UnixMs(now.0.saturating_add(self.tombstone_ttl_ms))
     }
 
+    /// Forgets everything written up to `version`; what comes later under such a version is
+    /// stale.
+    pub fn clear(&mut self, version: Version) {
+        self.clock.observe(version);
+        self.shard.clear(version);
+    }
+
     /// Reads a key.
     #[inline]
     pub fn get(&mut self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {

@@ -74,7 +74,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use super::rng::Rng;
-use crate::clock::{SteadyClock, UnixMs};
+use crate::clock::{SteadyClock, UnixMs, Version};
 
 mod beliefs;
 mod message;
@@ -297,6 +297,8 @@ pub struct Membership {
     /// See [`Self::joined`].
     joined: bool,
     placing: Placing,
+    /// See [`Self::cleared`].
+    cleared: Version,
     rounds: u64,
     round_started_ms: u64,
     round: Vec<Probe>,
@@ -380,6 +382,7 @@ impl Membership {
         let mut membership = Self {
             joined: false,
             placing: Placing::new(),
+            cleared: Version::ZERO,
             me: Member::new(me, now_ms),
             others: BTreeMap::new(),
             seeds,
@@ -444,6 +447,10 @@ impl Membership {
             return asks.then(|| self.compose(self.goodbye(), &[]));
         }
         let heard = self.hear(&message, rng);
+        if heard && message.cleared > self.cleared {
+            self.cleared = message.cleared;
+            self.mark_changed();
+        }
         for update in message.updates.iter().take(UPDATES_MAX) {
             self.learn(update.clone(), rng);
         }
@@ -506,6 +513,27 @@ impl Membership {
         for id in self.ids_where(State::is_probed) {
             self.send(&id, self.goodbye(), None);
         }
+    }
+
+    /// Has the whole cluster forget what was written up to this version: all that are there
+    /// are told at once, the others by the first message that reaches them.
+    pub fn clear(&mut self, now_ms: u64, version: Version) {
+        self.advance(now_ms);
+        if version <= self.cleared {
+            return;
+        }
+        self.cleared = version;
+        self.mark_changed();
+        for id in self.ids_where(State::is_probed) {
+            self.send(&id, Kind::News, None);
+        }
+    }
+
+    /// Up to which version everything written is forgotten, as far as this node knows. It
+    /// only grows, and every message carries it: whoever was away knows it before it
+    /// is a member again.
+    pub fn cleared(&self) -> Version {
+        self.cleared
     }
 
     fn goodbye(&self) -> Kind {

@@ -239,6 +239,12 @@ impl Coordinator {
                         origin: known.origin,
                     }
                 }
+                // It is older than what the cluster has cleared.
+                None if version < self.local.shard().kept_from() => Answer::Stale {
+                    holding,
+                    version: self.local.shard().kept_from(),
+                    origin: self.local.origin(),
+                },
                 _ => Answer::Stored { holding },
             },
             Err(_) => Answer::Refused(Refusal::TooLarge),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::Consistency;
 use super::membership::{Member, Membership, Roster, Stage, State, Terms};
 use super::placement::{Ring, Table};
-use crate::clock::{NodeHash, Origin};
+use crate::clock::{NodeHash, Origin, Version};
 use crate::hash::{PARTITION_COUNT, PartitionId};
 
 /// A node, as this process numbers them.
@@ -118,6 +118,7 @@ impl Views {
             fenced: membership.fenced(),
             placed: membership.placed(),
             leavers_agreed: membership.leavers_agreed(),
+            cleared: membership.cleared(),
         })
     }
 
@@ -179,6 +180,8 @@ pub struct Parts {
     pub placed: bool,
     /// Whether all know who is going to leave.
     pub leavers_agreed: bool,
+    /// Up to which version everything written is forgotten.
+    pub cleared: Version,
 }
 
 /// The owners of all partitions by one roster.
@@ -312,12 +315,18 @@ impl View {
             fenced: false,
             placed: true,
             leavers_agreed: true,
+            cleared: Version::ZERO,
         })
     }
 
     /// Grows with every view of one process.
     pub fn version(&self) -> u64 {
         self.parts.version
+    }
+
+    /// Up to which version everything written is forgotten.
+    pub fn cleared(&self) -> Version {
+        self.parts.cleared
     }
 
     /// This node.

@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
 use crate::api::{ApiError, key_text};
+use crate::clock::Version;
 use crate::hash::{PARTITION_COUNT, PartitionId};
 use crate::http::Query;
 use crate::node::core::Message;
@@ -89,6 +90,13 @@ impl Errands {
             let _ = outstanding.all().await;
         });
         Ok(())
+    }
+
+    /// A version newer than all that this node knows of.
+    pub async fn stamp(&self) -> Result<Version, ApiError> {
+        let stamps = self.ask(Errand::Stamp)?.all().await?;
+        let newest = stamps.into_iter().max();
+        newest.ok_or_else(|| ApiError::internal("there is no core"))
     }
 
     /// `/debug/hotkeys`.

@@ -295,6 +295,26 @@ impl Serving {
         }
     }
 
+    /// Has the whole cluster forget what was written until now.
+    async fn clear(&self) -> Result<Cleared, ApiError> {
+        let control = &self.management.control;
+        if !control.view().joined() {
+            return Err(ApiError::joining());
+        }
+        let version = self.errands.stamp().await?;
+        control.clear(version);
+        tracing::warn!(
+            version = version.get(),
+            "asked to clear the cluster: everything written until now is forgotten"
+        );
+        // The views are in the mailboxes: behind them nothing is seen any more.
+        self.errands.stamp().await?;
+        Ok(Cleared {
+            cleared: true,
+            version: version.get(),
+        })
+    }
+
     fn answer<T: serde::Serialize>(
         &self,
         answer: Result<T, ApiError>,
@@ -330,6 +350,8 @@ impl Serving {
 
 /// What the cores have to be asked for.
 pub enum Job {
+    /// That the cluster forgets what was written.
+    Clear,
     /// The keys that are used most.
     HotKeys,
     /// The keys of partitions from this one on.
@@ -342,6 +364,14 @@ pub enum Job {
 #[derive(serde::Serialize)]
 struct Accepted {
     accepted: bool,
+}
+
+/// The answer to `POST /clear`.
+#[derive(serde::Serialize)]
+struct Cleared {
+    cleared: bool,
+    /// What was written up to this version is forgotten.
+    version: u64,
 }
 
 /// What a connection is told of the cluster.
@@ -442,6 +472,7 @@ impl Service for Serving {
                 let missing = counts.iter().map(|core| core.partitions_missing).sum();
                 writer.json(Status::Ok, &Partitions::of(&view, missing));
             }
+            Operation::Clear => return Some((Job::Clear, Form::of(head))),
             Operation::HotKeys => return Some((Job::HotKeys, Form::of(head))),
             Operation::Keys | Operation::Digests => match errands::cursor(head.query) {
                 Ok(from) if operation == Operation::Keys => {
@@ -508,6 +539,7 @@ impl Service for Serving {
 
     async fn run(&self, _link: &Told, (job, form): Self::Job, turn: &mut Turn) {
         match job {
+            Job::Clear => self.answer(self.clear().await, form, turn),
             Job::HotKeys => self.answer(self.errands.hot_keys().await, form, turn),
             Job::Keys(from) => self.answer(self.errands.keys(from).await, form, turn),
             Job::Digests(from) => self.answer(self.errands.digests(from).await, form, turn),

@@ -45,6 +45,8 @@ pub enum Operation {
     Evict,
     /// `POST /trigger-expiration`
     Expire,
+    /// `POST /clear`
+    Clear,
 }
 
 /// A method on a path, the operation behind it and the scope it needs.
@@ -102,6 +104,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/debug/hotkeys", Operation::HotKeys, ADMIN),
     post("/evict", Operation::Evict, ADMIN),
     post("/trigger-expiration", Operation::Expire, ADMIN),
+    post("/clear", Operation::Clear, ADMIN),
 ];
 
 /// Where a request leads.

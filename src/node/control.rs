@@ -18,6 +18,7 @@ use super::door::Door;
 use super::readiness::Readiness;
 use super::security::Security;
 use super::verifying::Verifiers;
+use crate::clock::Version;
 use crate::cluster::View;
 use crate::cluster::membership::{Action, Counters, Membership, Message as Gossip, Stage};
 use crate::cluster::rng::Rng;
@@ -183,6 +184,15 @@ impl Control {
     /// What membership has counted.
     pub fn counters(&self) -> Counters {
         *self.membership.borrow().counters()
+    }
+
+    /// Has the cluster forget what was written up to this version; the cores of this node
+    /// are told at once.
+    pub fn clear(self: &Rc<Self>, version: Version) {
+        self.membership.borrow_mut().clear(now_ms(), version);
+        self.act();
+        self.renew_view();
+        self.act();
     }
 
     /// Tells of the changes from now on, the first time at once.

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::core::{Core, wall_time};
+use crate::clock::Version;
 use crate::hash::PartitionId;
 use crate::runtime::{self, Giver};
 use crate::store::HotKey;
@@ -29,6 +30,8 @@ pub enum Errand {
     Evict(Giver<()>),
     /// Forget what has expired.
     Expire(Giver<()>),
+    /// Tell a version newer than all that this core knows of.
+    Stamp(Giver<Version>),
     /// Tell which keys are used most.
     HotKeys(Giver<Hottest>),
     /// Tell which keys there are, from this partition on, and stop behind the partition
@@ -80,6 +83,10 @@ impl Core {
                 core.reap().await;
                 done.give(());
             }),
+            Errand::Stamp(told) => {
+                let mut cluster = self.cluster.borrow_mut();
+                told.give(cluster.local_mut().stamp(wall_time()));
+            }
             Errand::HotKeys(told) => {
                 let cluster = self.cluster.borrow();
                 let hot = cluster.local().hot_keys();

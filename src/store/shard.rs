@@ -10,6 +10,9 @@
 //!    └──────────────── reap, purge, clear ──────────────────┘
 //! ```
 //!
+//! What was written up to a version that is cleared is as good as absent from then on,
+//! though its memory is given back in steps.
+//!
 //! A value that has expired is still a value to last writer wins, until it is reaped;
 //! readers do not see it.
 //!
@@ -39,7 +42,7 @@ use super::list::List;
 use super::partition::Partitions;
 use super::slab::{CHUNK_SLOTS, Slab};
 use super::write::{Applied, Content, KEY_BYTES_MAX, TooLarge, Write};
-use crate::clock::UnixMs;
+use crate::clock::{UnixMs, Version};
 use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
 use crate::mutation::{Mutation, planted};
 
@@ -140,6 +143,10 @@ pub struct Shard {
     charge_max: usize,
     tombstones_max: usize,
     stats: ShardStats,
+    /// What was written before this version is forgotten.
+    kept_from: Version,
+    /// The first partition in which some of it may be left.
+    clearing: Option<PartitionId>,
     /// Values that are gone from here while readers still had a share of them.
     lent: Vec<Arc<[u8]>>,
     lent_bytes: usize,
@@ -171,6 +178,8 @@ impl Shard {
             charge_max: config.bytes_max / ITEM_SHARE,
             tombstones_max: config.tombstones_max.clamp(1, ITEMS_LIMIT),
             stats: ShardStats::default(),
+            kept_from: Version::ZERO,
+            clearing: None,
             lent: Vec::new(),
             lent_bytes: 0,
         };
@@ -188,7 +197,7 @@ impl Shard {
     #[inline]
     pub fn get(&mut self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {
         self.stats.gets += 1;
-        let id = self.partitions.find(&self.slab, hash, key)?;
+        let id = self.find(hash, key)?;
         if !self.slab[id].is_visible(now) {
             return None;
         }
@@ -199,14 +208,20 @@ impl Shard {
 
     /// Reads a key without leaving a trace.
     pub fn peek(&self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {
-        let item = &self.slab[self.partitions.find(&self.slab, hash, key)?];
+        let item = &self.slab[self.find(hash, key)?];
         item.is_visible(now).then(|| item.view())
     }
 
     /// What is known of a key, even if it is deleted or expired.
     pub fn resident(&self, hash: KeyHash, key: &[u8]) -> Option<Resident> {
+        Some(self.slab[self.find(hash, key)?].resident())
+    }
+
+    /// The item of a key, unless it is cleared and only not gone yet.
+    #[inline]
+    fn find(&self, hash: KeyHash, key: &[u8]) -> Option<ItemId> {
         let id = self.partitions.find(&self.slab, hash, key)?;
-        Some(self.slab[id].resident())
+        (self.slab[id].version() >= self.kept_from).then_some(id)
     }
 
     /// Takes in a write, wherever it comes from. The one way in.
@@ -217,6 +232,10 @@ impl Shard {
         if let Err(refused) = self.accepts(&write) {
             self.stats.too_large += 1;
             return Err(refused);
+        }
+        if write.version < self.kept_from {
+            self.stats.stale_writes += 1;
+            return Ok(Applied::Stale);
         }
         let found = self.partitions.find(&self.slab, write.hash, write.key);
         if let Some(id) = found {
@@ -290,19 +309,42 @@ impl Shard {
         (0..count).take_while(|_| self.evict_one()).count()
     }
 
-    /// Removes values and tombstones, `steps_max` at most, leaving no tombstones.
+    /// Forgets everything written up to `version`: it is not seen from now on, is removed by
+    /// [`Shard::clear_step`], and what is yet to come of it is stale.
+    pub fn clear(&mut self, version: Version) {
+        let kept_from = version.next();
+        if kept_from > self.kept_from {
+            self.kept_from = kept_from;
+            self.clearing = Some(PartitionId::FIRST);
+        }
+    }
+
+    /// The first version that is not forgotten.
+    pub fn kept_from(&self) -> Version {
+        self.kept_from
+    }
+
+    /// Removes what was cleared, `steps_max` items at most.
     ///
     /// Returns whether there is more to do.
     pub fn clear_step(&mut self, steps_max: usize) -> bool {
-        for _ in 0..steps_max {
-            let Some(id) = self.policy.any().or(self.tombstones.front()) else {
-                return false;
-            };
-            self.unlist(id);
-            self.wheel.remove(&mut self.slab, id);
-            self.forget(id);
+        let mut left = steps_max;
+        while let Some(partition) = self.clearing {
+            let ids = self.partitions.ids(partition);
+            let outdated = ids.filter(|&id| self.slab[id].version() < self.kept_from);
+            let ids: Vec<_> = outdated.take(left).collect();
+            for &id in &ids {
+                self.unlist(id);
+                self.wheel.remove(&mut self.slab, id);
+                self.forget(id);
+            }
+            left -= ids.len();
+            if left == 0 {
+                return true;
+            }
+            self.clearing = PartitionId::new(partition.index() + 1);
         }
-        self.len > 0 || !self.tombstones.is_empty()
+        false
     }
 
     /// Removes what is known of one partition, `steps_max` keys at most; returns how many
@@ -326,7 +368,7 @@ impl Shard {
     pub fn scan(&self, partition: PartitionId, now: UnixMs, mut visit: impl FnMut(ItemView<'_>)) {
         for id in self.partitions.ids(partition) {
             let item = &self.slab[id];
-            if item.is_visible(now) {
+            if item.is_visible(now) && item.version() >= self.kept_from {
                 visit(item.view());
             }
         }
@@ -336,7 +378,10 @@ impl Shard {
     /// its digest is the sum of.
     pub fn scan_stored(&self, partition: PartitionId, mut visit: impl FnMut(StoredItem<'_>)) {
         for id in self.partitions.ids(partition) {
-            visit(StoredItem::new(&self.slab[id]));
+            let item = &self.slab[id];
+            if item.version() >= self.kept_from {
+                visit(StoredItem::new(item));
+            }
         }
     }
 
@@ -350,6 +395,7 @@ impl Shard {
     pub fn stored_with_hash(&self, hash: KeyHash) -> impl Iterator<Item = StoredItem<'_>> {
         let ids = self.partitions.with_hash(&self.slab, hash);
         ids.map(|id| StoredItem::new(&self.slab[id]))
+            .filter(|item| item.resident().version >= self.kept_from)
     }
 
     /// How many values it holds, expired ones included until they are reaped.

@@ -140,6 +140,44 @@ fn an_owner_that_is_back_before_a_value_expires_does_not_uncover_an_older_one() 
     }
 }
 
+/// One node is cut off, another is down: neither brings back what was cleared meanwhile.
+#[test]
+fn what_was_cleared_comes_back_from_nobody() {
+    let mut world = start(WorldSettings {
+        nodes: 5,
+        replication: 5,
+        keys: 2,
+        ..SETTINGS
+    });
+    for (key, node) in [(0, 0), (1, 4)] {
+        let number = world.request(node, key, put("before"), Consistency::All);
+        run(&mut world, 1_000);
+        let written = &world.requests[number].result;
+        assert!(matches!(written, Some(Done::Written(_))), "{written:?}");
+    }
+    isolate(&mut world, &[4]);
+    world.pause(3);
+    world.clear(0);
+    assert_eq!(world.value(0, 0), None, "at once");
+    run(&mut world, 1_000);
+    assert_eq!(world.value(2, 0), None);
+    assert_eq!(world.value(4, 0).as_deref(), Some(&b"before"[..]));
+    let written = at_quorum(&mut world, 2, put("after"));
+    assert!(matches!(written, Done::Written(_)), "{written:?}");
+    world.cut.clear();
+    world.resume(3);
+    run(&mut world, 3_000);
+    world.restart_empty(1);
+    run(&mut world, 5_000);
+    for node in 0..5 {
+        assert_eq!(world.value(node, 0).as_deref(), Some(&b"after"[..]));
+        assert!(world.resident(node, 1).is_none(), "node {node}");
+        let shards = world.nodes[node].cores.iter();
+        let stored: usize = shards.map(|core| core.local().shard().len()).sum();
+        assert_eq!(stored, 1, "its memory is given back");
+    }
+}
+
 #[test]
 fn a_minority_refuses_and_the_majority_serves() {
     let mut world = start(SETTINGS);

@@ -572,6 +572,20 @@ impl World {
         self.follow_up(index);
     }
 
+    /// Tells a node to have the cluster forget everything.
+    pub fn clear(&mut self, index: usize) {
+        let now = self.time_of(index);
+        let node = &mut self.nodes[index];
+        let stamps = node
+            .cores
+            .iter_mut()
+            .map(|core| core.local_mut().stamp(now));
+        if let Some(version) = stamps.max() {
+            node.membership.clear(self.now, version);
+        }
+        self.follow_up(index);
+    }
+
     /// Ends a node for good, as a machine that breaks.
     pub fn kill(&mut self, index: usize) {
         self.nodes[index].up = false;

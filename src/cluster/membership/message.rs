@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::placing::{MARKS, RosterId, Stage, Standing};
 use super::{ADDRESS_BYTES_MAX, ID_BYTES_MAX, Identity, State, UPDATES_MAX};
 use crate::bytes::Reader;
+use crate::clock::Version;
 
 pub use crate::bytes::Malformed;
 
@@ -42,6 +43,8 @@ pub struct Message {
     pub roster: RosterId,
     /// To which of its own rosters the sender belongs, and whether it is ready or has switched.
     pub marks: u8,
+    /// Up to which version the sender knows everything to be cleared.
+    pub cleared: Version,
     /// What it wants or answers.
     pub kind: Kind,
     /// News that ride along.
@@ -82,8 +85,8 @@ pub enum Kind {
 /// The binary form. All numbers are little endian, a text is behind its length:
 ///
 /// ```text
-/// message   version u8 = 2, kind u8, joined u8, from identity, incarnation u64,
-///           standing, founding u64, epoch u64, roster u64, marks u8,
+/// message   version u8 = 3, kind u8, joined u8, from identity, incarnation u64,
+///           standing, founding u64, epoch u64, roster u64, marks u8, cleared u64,
 ///           [target text (ping request, indirect ack), incarnation u64 (indirect ack)],
 ///           count u16, update ×count
 /// update    identity, state u8, incarnation u64, standing, marks u8
@@ -104,6 +107,7 @@ impl Message {
         out.extend(self.epoch.to_le_bytes());
         out.extend(self.roster.0.to_le_bytes());
         out.push(self.marks);
+        out.extend(self.cleared.get().to_le_bytes());
         match &self.kind {
             Kind::PingRequest { target } => put_text(out, target),
             Kind::IndirectAck {
@@ -147,6 +151,7 @@ impl Message {
         let epoch = reader.u64()?;
         let roster = RosterId(reader.u64()?);
         let marks = reader.marks()?;
+        let cleared = Version::new(reader.u64()?).ok_or(Malformed)?;
         let kind = reader.kind(code)?;
         let count = usize::from(reader.u16()?);
         if count > UPDATES_MAX {
@@ -166,13 +171,14 @@ impl Message {
             epoch,
             roster,
             marks,
+            cleared,
             kind,
             updates,
         })
     }
 }
 
-pub(super) const FORMAT: u8 = 2;
+pub(super) const FORMAT: u8 = 3;
 /// An identity of one letter without addresses, a state, an incarnation, a standing, marks.
 const UPDATE_BYTES_MIN: usize = 3 + 2 + 2 + 1 + 8 + STANDING_BYTES + 1;
 const STANDING_BYTES: usize = 8 + 4 + 8 + 8 + 4 + 8 + 8 + 1;

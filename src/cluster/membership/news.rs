@@ -165,6 +165,7 @@ impl Membership {
             epoch: self.placing.epoch,
             roster: self.base_id(),
             marks: self.marks(&self.me.identity.id),
+            cleared: self.cleared,
             kind,
             updates,
         }

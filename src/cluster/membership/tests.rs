@@ -261,6 +261,7 @@ fn ping(from: Identity, incarnation: u64) -> Message {
         epoch: 0,
         roster: RosterId(0),
         marks: 0,
+        cleared: Version::ZERO,
         kind: Kind::Ping,
         updates: Vec::new(),
     }
@@ -1280,6 +1281,7 @@ fn any_message() -> impl Strategy<Value = Message> {
             epoch: said.0.2,
             roster: RosterId(said.0.2),
             marks: said.2,
+            cleared: Version::ZERO,
             kind,
             updates,
         })

@@ -52,8 +52,4 @@ impl Policy for Clock {
         self.ring.remove(slab, hand);
         Some(hand)
     }
-
-    fn any(&self) -> Option<ItemId> {
-        self.ring.front()
-    }
 }

@@ -76,10 +76,6 @@ impl Policy for Lfu {
         Some(id)
     }
 
-    fn any(&self) -> Option<ItemId> {
-        self.least_used()
-    }
-
     fn bytes(&self) -> usize {
         malloc_charge(size_of::<[List; COUNTS]>())
     }

@@ -38,8 +38,4 @@ impl Policy for Lru {
         self.recent.remove(slab, oldest);
         Some(oldest)
     }
-
-    fn any(&self) -> Option<ItemId> {
-        self.recent.back()
-    }
 }

@@ -113,9 +113,6 @@ pub(super) trait Policy {
     /// Chooses the item to evict and lets go of it; `None` if it holds none.
     fn evict(&mut self, slab: &mut Slab) -> Option<ItemId>;
 
-    /// Some item it holds.
-    fn any(&self) -> Option<ItemId>;
-
     /// What it takes on the heap.
     fn bytes(&self) -> usize {
         0
@@ -173,10 +170,6 @@ impl Policy for Evictor {
 
     fn evict(&mut self, slab: &mut Slab) -> Option<ItemId> {
         dispatch!(self, policy => policy.evict(slab))
-    }
-
-    fn any(&self) -> Option<ItemId> {
-        dispatch!(self, policy => policy.any())
     }
 
     fn bytes(&self) -> usize {

@@ -113,10 +113,6 @@ impl Policy for S3Fifo {
         self.next_victim(slab, false)
     }
 
-    fn any(&self) -> Option<ItemId> {
-        self.small.front().or(self.main.front())
-    }
-
     fn bytes(&self) -> usize {
         malloc_charge(self.ghost.sets.len() * size_of::<[u32; WAYS]>())
     }

@@ -66,8 +66,4 @@ impl Policy for Sieve {
         self.remove(slab, at);
         Some(at)
     }
-
-    fn any(&self) -> Option<ItemId> {
-        self.queue.back()
-    }
 }
