@@ -72,8 +72,14 @@ fn every_alert_leads_to_a_section_that_exists() {
 
 #[test]
 fn every_alert_is_tested_and_is_in_the_page_for_who_is_on_call() {
-    for alert in ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+    for alert in ALERTS
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
         assert!(ALERT_TESTS.contains(alert), "{alert} has no test");
-        assert!(OPERATIONS.contains(&format!("`{alert}`")), "{alert} is not in the docs");
+        assert!(
+            OPERATIONS.contains(&format!("`{alert}`")),
+            "{alert} is not in the docs"
+        );
     }
 }

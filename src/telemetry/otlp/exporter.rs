@@ -167,7 +167,7 @@ impl Work {
         }
         while !self.ended.load(Ordering::Acquire) {
             let now = Instant::now();
-            let due = self.due();
+            let due = self.due(now);
             if due > now {
                 // Ends early when there is much to send or all ends, and may for no reason.
                 thread::park_timeout(due - now);
@@ -195,10 +195,10 @@ impl Work {
     }
 
     /// When there is something to do next.
-    fn due(&self) -> Instant {
+    fn due(&self, now: Instant) -> Instant {
         let metrics = self.metrics.as_ref().map(|metrics| metrics.due);
-        let spans = self.spans.as_ref().map(SpansLane::due);
-        let far = Instant::now() + Duration::from_secs(3600);
+        let spans = self.spans.as_ref().map(|spans| spans.due(now));
+        let far = now + Duration::from_secs(3600);
         metrics.into_iter().chain(spans).min().unwrap_or(far)
     }
 
@@ -206,7 +206,7 @@ impl Work {
         if let Some(metrics) = self.metrics.as_mut().filter(|metrics| metrics.due <= now) {
             metrics.export(&self.resource);
         }
-        if let Some(spans) = self.spans.as_mut().filter(|spans| spans.due() <= now) {
+        if let Some(spans) = self.spans.as_mut().filter(|spans| spans.due(now) <= now) {
             spans.export(&self.resource);
         }
     }
@@ -391,10 +391,10 @@ struct Held {
 }
 
 impl SpansLane {
-    fn due(&self) -> Instant {
+    fn due(&self, now: Instant) -> Instant {
         match &self.held {
             Some(held) => held.due,
-            None if self.spans.are_plenty() => Instant::now(),
+            None if self.spans.are_plenty() => now,
             None => self.due,
         }
     }
