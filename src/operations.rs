@@ -306,6 +306,7 @@ impl Batch {
     fn held(&self) -> usize {
         self.arena.capacity().saturating_sub(self.ration.taken())
             + self.operations.capacity() * size_of::<StoredOperation>()
+            + self.contexts.capacity() * size_of::<(usize, usize, Context)>()
     }
 }
 

@@ -877,6 +877,50 @@ fn what_the_headers_hold_is_not_told() {
 }
 
 #[test]
+fn the_page_lists_every_variable_with_its_default_and_every_attribute() {
+    let page = include_str!("../docs/observability.md");
+    let rows: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    for variable in hypercache::telemetry::otlp::config::VARIABLES {
+        let mut of_it = rows
+            .iter()
+            .filter(|row| row.contains(&format!("`{}`", variable.name)));
+        let row = of_it.next().unwrap_or_else(|| panic!("{}", variable.name));
+        let default = row.split('|').nth(2).unwrap().trim();
+        assert_eq!(
+            default.trim_matches('`'),
+            variable.default,
+            "{}",
+            variable.name
+        );
+    }
+    let sources = [
+        include_str!("../src/telemetry/otlp/spans.rs"),
+        include_str!("../src/node/recording.rs"),
+    ];
+    let literals = sources
+        .iter()
+        .flat_map(|source| source.split('"').skip(1).step_by(2));
+    let attributes: Vec<&str> = literals
+        .filter(|text| text.starts_with("hypercache.") || text.starts_with("http."))
+        .collect();
+    assert!(attributes.len() > 15, "{attributes:?}");
+    for attribute in attributes {
+        assert!(page.contains(&format!("`{attribute}`")), "{attribute}");
+    }
+    for series in page
+        .split('`')
+        .filter(|text| text.starts_with("hypercache_"))
+    {
+        let names = hypercache::telemetry::table::METRICS.iter();
+        let mut names = names.map(|metric| metric.prometheus_name());
+        assert!(names.any(|name| name == series), "{series}");
+    }
+}
+
+#[test]
 fn the_help_says_that_they_are_read() {
     let mut command = command(&[]);
     command.arg("--help");

@@ -294,7 +294,8 @@ impl Lane {
             }
             Sent::Later(fault, after) => {
                 self.failed(fault);
-                Verdict::Later(after.unwrap_or_else(|| self.backoff()))
+                let after = after.unwrap_or_else(|| self.backoff());
+                Verdict::Later(after.max(BACKOFF_MIN / 2))
             }
         }
     }
