@@ -9,6 +9,7 @@
 //! a kubelet out; only when none is idle the new one is refused.
 
 mod cluster;
+mod dashboard;
 mod errands;
 pub mod routes;
 mod stats;
@@ -45,6 +46,7 @@ use crate::telemetry::prometheus::{Exposition, Format};
 use crate::telemetry::snapshot::{NodeCounts, Snapshot, Sources};
 use crate::tls::{self, Handshakes};
 use cluster::{DistMetrics, Heartbeat, Members, Pace, Rebalance, Ring};
+use dashboard::Dashboard;
 use errands::Errands;
 use routes::{Operation, Route};
 use stats::{Config, Cores, Partitions, Stats};
@@ -83,6 +85,7 @@ pub struct Management {
 
 struct Serving {
     management: Management,
+    dashboard: Dashboard,
     exposition: Exposition,
     errands: Errands,
     started: Instant,
@@ -108,6 +111,7 @@ impl Management {
             errands: Errands::new(self.mailboxes.clone()),
             started: Instant::now(),
             management: self,
+            dashboard: Dashboard::new(),
             deadlines: Rc::clone(&deadlines),
             handshakes: Handshakes::new(CONNECTIONS_MAX),
             pace: Cell::default(),
@@ -436,6 +440,7 @@ impl Service for Serving {
             }
         };
         match operation {
+            Operation::Dashboard => self.dashboard.answer(&mut writer),
             Operation::Health => self.health(&mut writer),
             Operation::Members => writer.json(Status::Ok, &Members::of(&view)),
             Operation::Ring => writer.json(Status::Ok, &Ring::of(&view)),

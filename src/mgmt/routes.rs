@@ -9,6 +9,8 @@ use crate::http::Method;
 /// One operation of the management listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
+    /// `GET /`
+    Dashboard,
     /// `GET /health`
     Health,
     /// `GET /metrics`
@@ -86,6 +88,7 @@ const OPEN: Option<Scope> = None;
 
 /// Everything the management listener serves.
 pub const ENDPOINTS: &[Endpoint] = &[
+    get("/", Operation::Dashboard, OPEN),
     get("/health", Operation::Health, OPEN),
     get("/metrics", Operation::Metrics, READ),
     get("/cluster/members", Operation::Members, READ),
