@@ -36,15 +36,17 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: &Settings) -> ExitCode {
-    logs::init(settings.log_level);
     keep_frees_short();
-    match lifecycle::run(settings) {
-        Ok(code) => code,
-        Err(error) => {
-            logs::start_error(&error.to_string());
-            ExitCode::FAILURE
-        }
+    if let Err(error) = logs::init(settings.log_level) {
+        logs::start_error(&format!("cannot start a thread: {error}"));
+        return ExitCode::FAILURE;
     }
+    let code = lifecycle::run(settings).unwrap_or_else(|error| {
+        logs::start_error(&error.to_string());
+        ExitCode::FAILURE
+    });
+    logs::flush();
+    code
 }
 
 /// Has glibc merge small freed blocks as they are freed. By default it keeps them

@@ -10,9 +10,7 @@ use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
-#[cfg(not(feature = "glommio"))]
-use node::Client;
-use node::{Node, command};
+use node::{Client, Node, command};
 
 #[test]
 fn a_stop_finishes_what_is_in_flight_and_exits_clean() {
@@ -90,6 +88,45 @@ fn a_killed_node_comes_back_on_the_same_port_at_once() {
         .connect()
         .get("/v1/cache/k")
         .expect_error(404, "NOT_FOUND");
+}
+
+/// Nobody reads what it logs any more: it loses lines, not requests, and still ends.
+#[test]
+fn a_log_reader_that_hangs_holds_nobody_up() {
+    use std::io::{BufRead, BufReader};
+    let mut child = command(&[
+        ("HYPERCACHE_SLOW_REQUEST", "1ns"),
+        ("HYPERCACHE_SLOW_REQUEST_LOGS", "1000"),
+    ])
+    .spawn()
+    .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let serving = loop {
+        let mut line = String::new();
+        assert!(log.read_line(&mut line).unwrap() > 0, "it ended");
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if line["message"] == "serving" {
+            break line;
+        }
+    };
+    let mut client = Client::connect(serving["api"].as_str().unwrap());
+    let mut management = Client::connect(serving["mgmt"].as_str().unwrap());
+    let begun = std::time::Instant::now();
+    loop {
+        for n in 0..100 {
+            assert_eq!(client.put(&format!("/v1/cache/{n}"), b"v").status, 200);
+        }
+        let metrics = management.get("/metrics").text();
+        if !metrics.contains("hypercache_log_lines_lost_total 0\n") {
+            break;
+        }
+        assert!(begun.elapsed() < node::GUARD, "no line is lost");
+    }
+    drop((client, management));
+    // SAFETY: kill takes plain numbers; the child is ours and not waited for yet.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    drop(log);
 }
 
 /// The control thread opens its descriptors last: with just too few it has none.

@@ -203,7 +203,11 @@ pub fn redis() -> io::Result<Server> {
 }
 
 /// A port that was free a moment ago, for servers that cannot be told to take any.
-fn free_port() -> io::Result<u16> {
+///
+/// # Errors
+///
+/// When none is free.
+pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -57,6 +57,7 @@ use crate::settings::{ListenAddr, Settings};
 use crate::store::{Shard, ShardConfig};
 use crate::telemetry::cluster::SharedCounts;
 use crate::telemetry::counters::CoreCounters;
+use crate::telemetry::logs;
 use crate::telemetry::otlp::Exporter;
 use crate::telemetry::security::SecurityCounters;
 use crate::telemetry::snapshot::{ProcessFacts, Sources};
@@ -686,7 +687,7 @@ fn wait_until_ready(
                 return Err(cannot(format!("{thread} did not start: {problem}")));
             }
             Ok(Event::Signal(SIGHUP)) => {}
-            Ok(Event::Signal(signal)) => std::process::exit(128 + signal),
+            Ok(Event::Signal(signal)) => end_at_once(signal),
             Ok(Event::Drained(_) | Event::HandedOver) => {}
             Err(_) => return Err(cannot("the cores ended before they had started")),
         }
@@ -871,6 +872,11 @@ fn died(thread: Thread, problem: Option<String>) -> ExitCode {
 
 fn second_signal(signal: i32) -> ! {
     tracing::warn!(signal, "a second signal: ending at once");
+    end_at_once(signal)
+}
+
+fn end_at_once(signal: i32) -> ! {
+    logs::flush();
     std::process::exit(128 + signal)
 }
 

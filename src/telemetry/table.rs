@@ -6,6 +6,7 @@
 
 use super::histogram::Counts;
 use super::latency::{Operation, Via};
+use super::logs;
 use super::metric::{Kind, Labels, Metric, Point, Read, Unit, Value};
 use super::snapshot::{CoreCounts, Snapshot};
 
@@ -171,6 +172,7 @@ pub const METRICS: &[Metric] = &[
     node("buffer_taken", "What cores have taken of it, in chunks", Kind::Gauge, Unit::Bytes, |s| s.buffers().taken() as u64),
     node("connection_buffer_max", "What requests and answers of one client connection may take at most", Kind::Gauge, Unit::Bytes, |s| s.facts().connection_bytes_max),
     node("copies_refused", "Values not copied between cores because too many bytes were under way", Kind::Counter, Unit::None, |s| s.buffers().rations_refused() as u64),
+    node("log_lines_lost", "Log lines lost because standard error did not take them in time", Kind::Counter, Unit::None, |_| logs::lost()),
     node("draining", "1 while this node is going to leave", Kind::Gauge, Unit::None, |s| s.node.draining.into()),
     node("bootstrapping", "1 while this node lacks data that it owns", Kind::Gauge, Unit::None, |s| s.node.bootstrapping.into()),
     // Requests.
