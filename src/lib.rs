@@ -4,7 +4,7 @@
 //! API for others. Layers, each importing only what stands below it:
 //!
 //! ```text
-//! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, bytes, buffers}
+//! main -> node -> {mgmt, peer} -> api -> {cluster, operations} -> store -> {hash, clock, bytes, buffers, trace_context}
 //!           \-> http (codec)    tls -> runtime (cores, sockets, mailboxes)    telemetry    settings
 //! ```
 
@@ -27,3 +27,4 @@ pub mod settings;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod trace_context;

@@ -25,6 +25,7 @@ use crate::cluster::Consistency;
 use crate::hash::{CoreCount, CoreId, KeyHash};
 use crate::store::{ItemView, TooLarge, ValueIn, ValueView};
 use crate::telemetry::latency::Via;
+use crate::trace_context::Context;
 
 /// How many operations one message between cores carries at most. Small enough
 /// that the owner's loop turns between two of them, large enough that the price
@@ -196,6 +197,8 @@ pub struct Batch {
     /// How much of the arena was there before outcomes came.
     asked_bytes: usize,
     ration: Ration,
+    /// Which operations belong to recorded requests: runs of them, each from, to, whose.
+    contexts: Vec<(usize, usize, Context)>,
 }
 
 impl Batch {
@@ -233,6 +236,22 @@ impl Batch {
             key: &self.arena[operation.key.clone()],
             action,
             consistency: operation.consistency,
+        }
+    }
+
+    /// The recorded request that the operation numbered `index` belongs to, if it does.
+    #[inline]
+    pub fn context(&self, index: usize) -> Option<Context> {
+        let mut contexts = self.contexts.iter();
+        let found = contexts.find(|(from, to, _)| (*from..*to).contains(&index));
+        found.map(|(_, _, context)| *context)
+    }
+
+    #[cold]
+    fn belongs(&mut self, index: usize, context: Context) {
+        match self.contexts.last_mut() {
+            Some((_, to, last)) if *to == index && *last == context => *to += 1,
+            _ => self.contexts.push((index, index + 1, context)),
         }
     }
 
@@ -278,6 +297,7 @@ impl Batch {
 
     fn clear(&mut self) {
         self.operations.clear();
+        self.contexts.clear();
         self.arena.clear();
         self.ration.release();
     }
@@ -286,6 +306,7 @@ impl Batch {
     fn held(&self) -> usize {
         self.arena.capacity().saturating_sub(self.ration.taken())
             + self.operations.capacity() * size_of::<StoredOperation>()
+            + self.contexts.capacity() * size_of::<(usize, usize, Context)>()
     }
 }
 
@@ -310,6 +331,8 @@ pub struct Exchange {
     allotment: Arc<Allotment>,
     /// The allotment of the request that is under way, where it has one of its own.
     own_allotment: Option<Arc<Allotment>>,
+    /// The recorded request to which the operations belong that are added.
+    pub context: Option<Context>,
 }
 
 impl Exchange {
@@ -327,6 +350,7 @@ impl Exchange {
             spare: Vec::new(),
             allotment,
             own_allotment: None,
+            context: None,
         }
     }
 
@@ -389,6 +413,9 @@ impl Exchange {
             forwarded: false,
             outcome: None,
         });
+        if let Some(context) = self.context {
+            batch.belongs(index as usize, context);
+        }
         if batch.operations.len() == OPERATIONS_PER_BATCH {
             self.open[core.index()] = None;
         }
@@ -412,6 +439,7 @@ impl Exchange {
                 operations: Vec::new(),
                 asked_bytes: 0,
                 ration: Ration::new(Arc::clone(allotment)),
+                contexts: Vec::new(),
             }),
         };
         self.batches.push(Some(batch));

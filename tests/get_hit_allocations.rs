@@ -16,6 +16,8 @@ use hypercache::hash::{CoreCount, CoreId};
 use hypercache::http::{HttpDate, Limits, parse_head};
 use hypercache::operations::Exchange;
 use hypercache::store::{EvictionPolicy, Shard, ShardConfig};
+use hypercache::telemetry::export::ExportCounters;
+use hypercache::telemetry::trace::{Sampler, Tracing};
 
 struct Counting;
 
@@ -112,8 +114,15 @@ fn a_get_hit_allocates_nothing() {
         headers_max: 64,
         body_bytes_max: 1 << 20,
     };
+    let counters = Arc::new(ExportCounters::default());
+    let (tracing, _spans) = Tracing::new(Sampler::ratio(true, 0.0), 8, 8, counters);
+    let (on, off) = (tracing.tracer(), Tracing::off().tracer());
     let mut handle = |input: &[u8], body: &[u8], turn: &mut Turn| {
         let head = parse_head(input, &limits).unwrap().unwrap();
+        // Asked as a core asks: nothing of it is recorded.
+        for tracer in [&on, &off] {
+            assert!(tracer.begin_request(head.traceparent).is_none());
+        }
         let job = api.handle(&head, Cow::Borrowed(body), &mut cluster, turn, moment);
         assert!(job.is_none());
     };
@@ -130,7 +139,8 @@ fn a_get_hit_allocates_nothing() {
     let before = CALLS.get();
     for _ in 0..16 {
         handle(
-            b"GET /v1/cache/k HTTP/1.1\r\nHost: x\r\nUser-Agent: y\r\n\r\n",
+            b"GET /v1/cache/k HTTP/1.1\r\nHost: x\r\nUser-Agent: y\r\n\
+              traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n\r\n",
             b"",
             &mut turn,
         );

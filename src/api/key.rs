@@ -219,6 +219,9 @@ pub fn serve(
             _ => cluster.write_here(&operation, moment.now),
         };
         if let Some(outcome) = outcome {
+            if let Some(recording) = &mut turn.recording {
+                recording.note(key, render, &outcome);
+            }
             let mut writer = Writer {
                 answers: &mut turn.answers,
                 facts: &api.facts,

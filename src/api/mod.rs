@@ -280,6 +280,7 @@ impl Writer<'_> {
     #[inline]
     pub fn octets(&mut self, value: ValueView<'_>) {
         let length = value.bytes().len();
+        self.answers.status = 200;
         http::write_ok_octets(&mut self.answers.bytes, self.date, length, self.connection);
         self.answers.push_body(value);
     }
@@ -357,6 +358,7 @@ impl Writer<'_> {
         allow: Option<&str>,
         extra: &[(&str, &[u8])],
     ) {
+        self.answers.status = status.code();
         ResponseHead {
             status,
             content_type,

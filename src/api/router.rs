@@ -161,6 +161,13 @@ pub fn route(method: Method, path: &[u8]) -> Route<'_> {
     }
 }
 
+/// The path of an operation, as it stands in the table.
+pub fn path_of(operation: Operation) -> &'static str {
+    let mut endpoints = ENDPOINTS.iter();
+    let found = endpoints.find(|endpoint| endpoint.operation == operation);
+    found.map_or("", |endpoint| endpoint.path)
+}
+
 /// What the caller must hold for a request to be handled: nothing where the answer is
 /// an error anyway, which tells no more than the OpenAPI document does.
 #[inline]

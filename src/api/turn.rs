@@ -17,9 +17,10 @@ use crate::clock::UnixMs;
 use crate::cluster::View;
 use crate::hash::{CoreId, PartitionId};
 use crate::http::{Connection, HttpDate};
-use crate::operations::{Exchange, Ticket};
+use crate::operations::{Exchange, Outcome, Ticket};
 use crate::store::ValueView;
 use crate::telemetry::latency::Tally;
+use crate::telemetry::trace::{self, Begun};
 
 /// Response bytes in order, with large bodies by reference.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Answers {
     pub room: usize,
     /// How many requests were refused for want of room.
     pub refused: u64,
+    /// The status of the last answer.
+    pub status: u16,
     /// Everything but the referenced bodies.
     pub bytes: Vec<u8>,
     /// Bodies by reference, each with its place in `bytes`, in ascending order.
@@ -51,6 +54,7 @@ impl Default for Answers {
         Self {
             room: usize::MAX,
             refused: 0,
+            status: 0,
             bytes: Vec::new(),
             shared: Vec::new(),
             shared_bytes: 0,
@@ -168,6 +172,45 @@ pub struct Turn {
     pub tally: Tally,
     /// The last of them.
     pub subject: Option<Subject>,
+    /// The request that is being handled, if there is to be a span of it.
+    pub recording: Option<Recorded>,
+    /// Those of which there is to be one and whose answers wait for other cores.
+    recorded: Vec<Recorded>,
+}
+
+/// A request of which there is to be a span.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorded {
+    /// The span.
+    pub begun: Begun,
+    /// What it will say.
+    pub request: trace::Request,
+    /// Which of the gaps is its answer's.
+    gap: usize,
+    answered: bool,
+}
+
+impl Recorded {
+    /// A request that has yet to be handled.
+    pub fn new(begun: Begun, request: trace::Request) -> Self {
+        Self {
+            begun,
+            request,
+            gap: 0,
+            answered: false,
+        }
+    }
+
+    /// Takes down how long key and value are.
+    #[cold]
+    pub fn note(&mut self, key: &[u8], render: key::Render, outcome: &Outcome<ValueView<'_>>) {
+        self.request.key_bytes = Some(key.len() as u64);
+        self.request.value_bytes = match (render, outcome) {
+            (key::Render::Put { bytes, .. }, _) => Some(bytes as u64),
+            (_, Outcome::Found(found)) => Some(found.value.bytes().len() as u64),
+            _ => None,
+        };
+    }
 }
 
 /// What a request on a key was about, as far as others may know.
@@ -193,7 +236,20 @@ impl Turn {
             now: None,
             tally: Tally::default(),
             subject: None,
+            recording: None,
+            recorded: Vec::new(),
         }
+    }
+
+    /// Takes the recorded requests whose answers are in their places now.
+    pub fn take_recorded(&mut self) -> Vec<Recorded> {
+        if self.recorded.is_empty() {
+            return Vec::new();
+        }
+        let all = std::mem::take(&mut self.recorded).into_iter();
+        let (answered, waiting) = all.partition(|recorded| recorded.answered);
+        self.recorded = waiting;
+        answered
     }
 
     /// What it holds, without bodies by reference, which are the store's or were lent by
@@ -211,6 +267,10 @@ impl Turn {
 
     /// Leaves a place for the answer behind `ticket`.
     pub fn leave_gap(&mut self, ticket: Ticket, render: key::Render, connection: Connection) {
+        if let Some(mut recorded) = self.recording.take() {
+            recorded.gap = self.gaps.len();
+            self.recorded.push(recorded);
+        }
         self.gaps.push(Gap {
             at: self.answers.bytes.len(),
             ticket,
@@ -237,6 +297,7 @@ impl Turn {
             parts,
             closing,
             tally,
+            recorded,
             ..
         } = self;
         let cursor = closing.get_or_insert_with(|| {
@@ -251,6 +312,7 @@ impl Turn {
             }
             answers.append_from(parts, cursor.at, gap.at, &mut cursor.shared);
             cursor.at = gap.at;
+            let mut recorded = recorded.iter_mut().find(|one| one.gap == cursor.gap);
             cursor.gap += 1;
             let mut writer = super::Writer {
                 answers,
@@ -260,10 +322,21 @@ impl Turn {
                 connection: gap.connection,
                 head_only: matches!(gap.render, key::Render::Head),
             };
-            tally.count(gap.render.operation(), exchange.via(gap.ticket, core));
+            let via = exchange.via(gap.ticket, core);
+            tally.count(gap.render.operation(), via);
             match exchange.outcome(gap.ticket) {
-                Some((key, outcome)) => gap.render.answer(&mut writer, key, outcome, now),
+                Some((key, outcome)) => {
+                    if let Some(recorded) = &mut recorded {
+                        recorded.note(key, gap.render, &outcome);
+                    }
+                    gap.render.answer(&mut writer, key, outcome, now);
+                }
                 None => writer.error(&super::ApiError::internal("the owning core did not answer")),
+            }
+            if let Some(recorded) = recorded {
+                recorded.request.via = via;
+                recorded.request.status = answers.status;
+                recorded.answered = true;
             }
         }
         let end = parts.bytes.len();

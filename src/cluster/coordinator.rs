@@ -45,6 +45,7 @@ mod writes;
 use std::sync::Arc;
 
 use super::Consistency;
+use super::activity::{Activities, Activity, Done};
 use super::hints::{HintLimits, Hints};
 use super::local::LocalStore;
 use super::membership::State;
@@ -59,6 +60,7 @@ use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
 use crate::mutation::{Mutation, planted};
 use crate::operations::{Action, Batch, Home, Operation, Outcome};
 use crate::store::{ItemView, ShardStats, ValueView};
+use crate::trace_context::Context;
 use reads::{CollectWork, ForwardWork};
 use writes::WriteWork;
 
@@ -170,8 +172,12 @@ pub(super) struct Link {
     pub(super) bulk: Outbox<Call>,
     /// Hints that were sent and are not answered yet.
     replaying: usize,
-    /// Whether one of them was taken.
-    replayed_any: bool,
+    /// How many were sent with them.
+    replay_sent: u64,
+    /// How many of those were taken.
+    replay_taken: u64,
+    /// When they were sent.
+    replay_began: SteadyMs,
 }
 
 impl Link {
@@ -317,6 +323,20 @@ pub struct Coordinator {
     pub(super) steady: SteadyClock,
     next_replay: SteadyMs,
     next_retry: SteadyMs,
+    /// The recorded request to which the operation belongs that is being started.
+    context: Option<Context>,
+    pub(super) activities: Activities,
+}
+
+/// A frame on its way to another node.
+#[derive(Clone, Copy, Debug)]
+pub struct Travelling<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// How many operations it carries.
+    pub operations: usize,
+    /// Some of the recorded requests to which they belong.
+    pub contexts: &'a [Context],
 }
 
 impl Coordinator {
@@ -342,6 +362,8 @@ impl Coordinator {
             steady: SteadyClock::new(now, STEADY_STEP_MS_MAX),
             next_replay: SteadyMs(0),
             next_retry: SteadyMs(0),
+            context: None,
+            activities: Activities::default(),
         };
         coordinator.set_view(view, now);
         coordinator
@@ -553,6 +575,7 @@ impl Coordinator {
         });
         let mut open = 0;
         for index in 0..batch.len() {
+            self.context = batch.context(index);
             match self.start(batch.operation(index), (slot, index), now) {
                 Some(outcome) => batch.finish(index, outcome),
                 None => {
@@ -561,6 +584,7 @@ impl Coordinator {
                 }
             }
         }
+        self.context = None;
         if open == 0 {
             self.batches_free.push(slot);
             return Some(batch);
@@ -590,6 +614,26 @@ impl Coordinator {
         let polled = self.links.get_mut(node.index())?.lane(lane).poll(now)?;
         self.counters.peer_bytes_sent += polled.1.len() as u64;
         Some(polled)
+    }
+
+    /// The frame that [`Coordinator::poll`] returned last and that is not answered yet.
+    pub fn in_flight(&self, node: NodeIx, lane: Lane) -> Option<Travelling<'_>> {
+        let link = self.links.get(node.index())?;
+        let outbox = match lane {
+            Lane::Data => &link.data,
+            Lane::Bulk => &link.bulk,
+        };
+        let frame = outbox.in_flight()?;
+        Some(Travelling {
+            bytes: frame.bytes(),
+            operations: frame.len(),
+            contexts: frame.contexts(),
+        })
+    }
+
+    /// Takes what this core has done by itself since the last call.
+    pub fn take_activities(&mut self) -> Vec<Activity> {
+        self.activities.take()
     }
 
     /// Whether to poll for a peer although nothing was pushed: to see whether it is back.
@@ -706,9 +750,11 @@ impl Coordinator {
                 break;
             }
             link.replaying += 1;
-            link.replayed_any = false;
         }
         if link.replaying > 0 {
+            link.replay_sent = link.replaying as u64;
+            link.replay_taken = 0;
+            link.replay_began = self.steady.now();
             self.dirty.push((node, Lane::Bulk));
         }
     }
@@ -718,16 +764,31 @@ impl Coordinator {
         if !self.view.reachable(node) {
             return false;
         }
+        let context = self.context.or_else(|| self.context_of(call));
         let Some(link) = self.links.get_mut(node.index()) else {
             return false;
         };
         let outbox = link.lane(lane);
         let idle = outbox.is_idle();
         let pushed = outbox.push(call, op);
+        if pushed && let Some(context) = context {
+            outbox.note(context);
+        }
         if pushed && idle {
             self.dirty.push((node, lane));
         }
         pushed
+    }
+
+    /// The recorded request to which the operation belongs that waits for this call.
+    fn context_of(&self, call: Call) -> Option<Context> {
+        let Call::Pending { slot, .. } = call else {
+            return None;
+        };
+        let (_, pending) = self.pending.get(slot as usize)?;
+        let pending = pending.as_ref()?;
+        let held = self.batches.get(pending.batch)?.as_ref()?;
+        held.batch.context(pending.index)
     }
 
     fn start(
@@ -885,7 +946,7 @@ impl Coordinator {
             Call::Repair => {}
             Call::Hint { number } => {
                 let taken = matches!(answer, Answer::Stored { .. } | Answer::Stale { .. });
-                self.links[node.index()].replayed_any |= taken;
+                self.links[node.index()].replay_taken += u64::from(taken);
                 let partition = op.partition();
                 match answer {
                     _ if taken => self.hints.replayed(node, number),
@@ -925,7 +986,18 @@ impl Coordinator {
     fn hint_done(&mut self, node: NodeIx, now: UnixMs) {
         let link = &mut self.links[node.index()];
         link.replaying -= 1;
-        if link.replaying == 0 && link.replayed_any {
+        if link.replaying > 0 {
+            return;
+        }
+        let (sent, taken) = (link.replay_sent, link.replay_taken);
+        let took_ms = self.steady.now().since(link.replay_began);
+        self.activities.add(Activity {
+            node: Some(node),
+            took_ms,
+            failed: taken == 0,
+            done: Done::HintReplay { sent, taken },
+        });
+        if taken > 0 {
             self.replay_hints(node, now);
         }
     }

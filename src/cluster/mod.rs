@@ -15,6 +15,7 @@
 //! What is promised to clients stands in docs/consistency.md; `tests/simulation`
 //! runs these machines under every fault it names and asserts exactly that.
 
+pub mod activity;
 pub mod consistency;
 pub mod coordinator;
 pub mod hints;

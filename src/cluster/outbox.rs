@@ -23,11 +23,14 @@ use std::collections::VecDeque;
 use super::message::{FORMAT, Frames, PeerOp};
 use super::rng::Rng;
 use crate::clock::SteadyMs;
+use crate::trace_context::Context;
 
 /// A frame is closed once it has so many bytes; one operation may go beyond.
 const FRAME_BYTES: usize = 1 << 20;
 /// A frame is closed once it has so many operations.
 const FRAME_OPS: usize = 4096;
+/// For so many recorded requests a frame is known to travel.
+const CONTEXTS_MAX: usize = 32;
 /// What may wait for one peer on one connection.
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 
@@ -42,6 +45,8 @@ const BYTES_KEPT: usize = 64 << 10;
 pub struct Frame<C> {
     bytes: Vec<u8>,
     calls: Vec<C>,
+    /// The recorded requests for which it travels.
+    contexts: Vec<Context>,
 }
 
 impl<C> Default for Frame<C> {
@@ -49,6 +54,7 @@ impl<C> Default for Frame<C> {
         Self {
             bytes: vec![FORMAT],
             calls: Vec::new(),
+            contexts: Vec::new(),
         }
     }
 }
@@ -69,6 +75,11 @@ impl<C> Frame<C> {
         &self.bytes
     }
 
+    /// Some of the recorded requests for which it travels, the first of them first.
+    pub fn contexts(&self) -> &[Context] {
+        &self.contexts
+    }
+
     /// Each operation with the caller's note.
     pub fn operations(&self) -> impl Iterator<Item = (&C, PeerOp<'_>)> {
         let bodies = Frames::new(&self.bytes).into_iter().flatten();
@@ -79,6 +90,7 @@ impl<C> Frame<C> {
     fn clear(&mut self) {
         self.bytes.truncate(1);
         self.calls.clear();
+        self.contexts.clear();
     }
 }
 
@@ -152,6 +164,21 @@ impl<C> Outbox<C> {
             self.queued_bytes += frame.bytes.len() - before;
         }
         true
+    }
+
+    /// Says for which recorded request the operation travels that was pushed last.
+    pub fn note(&mut self, context: Context) {
+        if let Some(frame) = self.queue.back_mut()
+            && frame.contexts.len() < CONTEXTS_MAX
+            && !frame.contexts.contains(&context)
+        {
+            frame.contexts.push(context);
+        }
+    }
+
+    /// The frame in flight.
+    pub fn in_flight(&self) -> Option<&Frame<C>> {
+        self.in_flight.as_ref()
     }
 
     /// The next frame to send, with its number; nothing while one is in flight.

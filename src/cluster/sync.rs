@@ -48,6 +48,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Consistency;
+use super::activity::{Activity, Done, Told};
 use super::coordinator::Coordinator;
 use super::retire::Retired;
 use super::view::{NodeIx, View};
@@ -122,6 +123,8 @@ struct Session {
     void: bool,
     /// Items that went either way.
     moved: u64,
+    /// What it did.
+    told: Told,
     to_compare: VecDeque<PartitionId>,
     /// Whether partitions are being compared.
     comparing: bool,
@@ -179,6 +182,8 @@ pub struct SyncState {
     progressed: SteadyMs,
     /// Since when this core lacks something.
     copying_since: Option<SteadyMs>,
+    /// Whether it once had all that it owns.
+    bootstrapped: bool,
     /// With whom the last session that ended badly was, until one ends well.
     last_failed: Option<NodeIx>,
     counters: SyncCounters,
@@ -198,6 +203,7 @@ impl SyncState {
             credited: SteadyMs(0),
             progressed: SteadyMs(0),
             copying_since: None,
+            bootstrapped: false,
             last_failed: None,
             counters: SyncCounters::default(),
         }
@@ -411,8 +417,19 @@ impl Coordinator {
         let now = self.steady.now();
         match (self.sync.missing_count, self.sync.copying_since) {
             (0, Some(since)) => {
-                self.sync.counters.last_copy_ms = now.since(since);
+                let took_ms = now.since(since);
+                self.sync.counters.last_copy_ms = took_ms;
                 self.sync.copying_since = None;
+                if !std::mem::replace(&mut self.sync.bootstrapped, true) {
+                    let counters = &self.sync.counters;
+                    let (keys, bytes) = (counters.keys_copied, counters.bytes_copied);
+                    self.activities.add(Activity {
+                        node: None,
+                        took_ms,
+                        failed: counters.bootstrap_timeouts > 0,
+                        done: Done::Bootstrap { keys, bytes },
+                    });
+                }
             }
             (0, None) | (_, Some(_)) => {}
             (_, None) => self.sync.copying_since = Some(now),
@@ -484,6 +501,10 @@ impl Coordinator {
             number: session.number.wrapping_add(1),
             active: !to_compare.is_empty(),
             counts,
+            told: Told {
+                partitions: to_compare.len() as u64,
+                ..Told::default()
+            },
             to_compare,
             started: steady,
             compared: steady,
@@ -512,6 +533,7 @@ impl Coordinator {
         session.active = false;
         let (started, compared) = (session.started, session.compared);
         session.stop();
+        let told = session.told;
         let (failed, moved, took) = (session.failed, session.moved, now.since(session.started));
         session.backoff = match moved {
             0 if !failed && !session.hurried => (session.backoff * 2).min(BACKOFF_MAX),
@@ -521,6 +543,12 @@ impl Coordinator {
             _ if failed || missing => self.config.rebalance_interval_ms,
             true => 0,
             false => (interval * session.backoff).min(longest.max(interval)) + jitter,
+        });
+        self.activities.add(Activity {
+            node: Some(node),
+            took_ms: took,
+            failed,
+            done: Done::Sync(told),
         });
         if failed {
             self.sync.counters.failed += 1;

@@ -117,6 +117,9 @@ pub struct Head<'b> {
     pub authorization: Option<&'b [u8]>,
     /// The first `X-Cache-Consistency` field, unread.
     pub consistency: Option<&'b [u8]>,
+    /// The `traceparent` field, unread; empty when there is more than one, which is like
+    /// none.
+    pub traceparent: Option<&'b [u8]>,
 }
 
 /// Why a request is refused. Each closes the connection.
@@ -256,6 +259,7 @@ pub fn parse_head<'b>(buf: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>
             accept: fields.accept,
             authorization: fields.authorization,
             consistency: fields.consistency,
+            traceparent: fields.traceparent,
         })
         .map(Some)
 }
@@ -381,6 +385,7 @@ struct Fields<'b> {
     accept: Option<&'b [u8]>,
     authorization: Option<&'b [u8]>,
     consistency: Option<&'b [u8]>,
+    traceparent: Option<&'b [u8]>,
 }
 
 impl<'b> Fields<'b> {
@@ -405,6 +410,12 @@ impl<'b> Fields<'b> {
                     fields.expects_continue = true;
                 }
                 10 if name.eq_ignore_ascii_case(b"connection") => fields.connection(value),
+                11 if name.eq_ignore_ascii_case(b"traceparent") => {
+                    fields.traceparent = Some(match fields.traceparent {
+                        None => value,
+                        Some(_) => b"",
+                    });
+                }
                 13 if name.eq_ignore_ascii_case(b"authorization") => {
                     if fields.authorization.is_some() {
                         return Err(RequestError::Authorization);
@@ -555,6 +566,19 @@ mod tests {
         assert_eq!(head.accept, Some(&b"a/b"[..]));
         assert_eq!(head.authorization, Some(&b"Bearer t"[..]));
         assert!(head.keep_alive && head.expects_continue);
+    }
+
+    #[test]
+    fn two_parents_of_a_trace_are_none() {
+        let parsed = |fields: &str| {
+            let input = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+            let head = parse_head(input.as_bytes(), &LIMITS).unwrap().unwrap();
+            head.traceparent.map(<[u8]>::to_vec)
+        };
+        assert_eq!(parsed(""), None);
+        assert_eq!(parsed("TraceParent: a\r\n"), Some(b"a".to_vec()));
+        let twice = "traceparent: a\r\ntraceparent: a\r\n";
+        assert_eq!(parsed(twice), Some(Vec::new()));
     }
 
     #[test]

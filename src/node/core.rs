@@ -61,6 +61,7 @@ use crate::store::SHARED_VALUE_BYTES;
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
 use crate::telemetry::latency::{Operation, Via};
+use crate::telemetry::trace::{Tracer, Tracing};
 use crate::tls::{self, Handshakes};
 
 /// How often a core looks at the clock for its housekeeping.
@@ -220,6 +221,8 @@ pub struct Parts {
     pub connections_max: usize,
     /// Where it counts.
     pub counters: Arc<CoreCounters>,
+    /// Where its spans go.
+    pub tracing: Tracing,
     /// Which requests it calls slow.
     pub slow_requests: SlowRequests,
     /// Where it reports.
@@ -294,6 +297,7 @@ pub struct Core {
     connections_max: usize,
     pub(super) counters: Arc<CoreCounters>,
     meter: Meter,
+    pub(super) tracer: Tracer,
     events: std::sync::mpsc::Sender<Event>,
 }
 
@@ -468,6 +472,7 @@ impl Core {
             connections: parts.connections,
             connections_max: parts.connections_max,
             counters: parts.counters,
+            tracer: parts.tracing.tracer(),
             events: parts.events,
         })
     }
@@ -596,6 +601,7 @@ impl Core {
             self.cluster.borrow_mut().tick(now);
             self.links.wake_due(&self.cluster.borrow());
             self.after_cluster();
+            self.record_activities();
             self.report_readiness();
             if self.draining.load(Ordering::Relaxed) {
                 // Whoever waits for this core to have nothing left need not wait for long.
@@ -983,6 +989,38 @@ impl Core {
         scans
     }
 
+    /// Handles a request, as [`Service::handle`] says.
+    #[inline]
+    pub(super) fn answer(
+        &self,
+        link: &Link,
+        head: &Head<'_>,
+        body: Cow<'_, [u8]>,
+        turn: &mut Turn,
+    ) -> Option<Job> {
+        self.counters.requests.add(1);
+        let date = self.date.get();
+        let view = self.view();
+        let caller = link.visitor.caller().identity();
+        let moment = Moment {
+            now: turn.now.get_or_insert_with(|| self.meter.now()).1,
+            date: &date,
+            draining: self.is_draining(),
+            view: &view,
+            caller: caller.as_deref().map(|caller| &**caller),
+        };
+        let mut cluster = self.cluster.borrow_mut();
+        let large = body.len() >= SHARED_VALUE_BYTES;
+        let job = self.api.handle(head, body, &mut cluster, turn, moment);
+        if large {
+            // What such writes replace may be on its way out still.
+            self.common
+                .buffers
+                .set_lent(cluster.local().shard().lent_bytes());
+        }
+        job
+    }
+
     pub(super) fn writer<'a>(
         &'a self,
         turn: &'a mut Turn,
@@ -1038,6 +1076,9 @@ impl Service for Rc<Core> {
         let mut writer = self.writer(turn, &view, &date, connection);
         writer.head_only = head.method == Method::Head;
         writer.error(error);
+        if let Some(begun) = self.tracer.begin_request(head.traceparent) {
+            self.record_denied(begun, head, turn);
+        }
     }
 
     #[inline]
@@ -1048,27 +1089,10 @@ impl Service for Rc<Core> {
         body: Cow<'_, [u8]>,
         turn: &mut Turn,
     ) -> Option<Job> {
-        self.counters.requests.add(1);
-        let date = self.date.get();
-        let view = self.view();
-        let caller = link.visitor.caller().identity();
-        let moment = Moment {
-            now: turn.now.get_or_insert_with(|| self.meter.now()).1,
-            date: &date,
-            draining: self.is_draining(),
-            view: &view,
-            caller: caller.as_deref().map(|caller| &**caller),
-        };
-        let mut cluster = self.cluster.borrow_mut();
-        let large = body.len() >= SHARED_VALUE_BYTES;
-        let job = self.api.handle(head, body, &mut cluster, turn, moment);
-        if large {
-            // What such writes replace may be on its way out still.
-            self.common
-                .buffers
-                .set_lent(cluster.local().shard().lent_bytes());
+        match self.tracer.begin_request(head.traceparent) {
+            None => self.answer(link, head, body, turn),
+            Some(begun) => self.answer_recorded(begun, link, head, body, turn),
         }
-        job
     }
 
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
@@ -1081,6 +1105,7 @@ impl Service for Rc<Core> {
         let mut writer = self.writer(turn, &view, &date, Connection::Close);
         writer.head_only = head_only;
         writer.error(error);
+        self.end_recording(turn, Via::Local);
     }
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {
@@ -1093,6 +1118,7 @@ impl Service for Rc<Core> {
             let (facts, date) = (&self.api.facts, self.date.get());
             turn.close_gaps(facts, self.api.core, &view, &date, self.meter.now().1);
             self.meter.answered(turn, &Via::ALL);
+            self.end_recorded(turn);
         }
     }
 
@@ -1118,15 +1144,21 @@ impl Service for Rc<Core> {
                     (true, _) => Via::Remote,
                 };
                 self.meter.done(turn, Operation::List, via, started);
+                self.end_recording(turn, via);
             }
             Job::Batch(mut request) => {
-                let entries = match request.ask(&self.api, &mut turn.exchange, now) {
+                let recording = turn.recording.as_ref();
+                turn.exchange.context = recording.map(|recorded| recorded.begun.context);
+                let asked = request.ask(&self.api, &mut turn.exchange, now);
+                turn.exchange.context = None;
+                let entries = match asked {
                     Ok(entries) => entries,
                     Err(error) => {
                         let view = self.view();
                         self.writer(turn, &view, &date, request.connection)
                             .error(&error);
                         turn.exchange.reset();
+                        self.end_recording(turn, Via::Local);
                         return;
                     }
                 };
@@ -1152,6 +1184,7 @@ impl Service for Rc<Core> {
                 turn.exchange.reset();
                 let operation = request.kind.operation();
                 self.meter.done(turn, operation, via, started);
+                self.end_recording(turn, via);
             }
         }
     }

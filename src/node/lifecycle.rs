@@ -58,6 +58,7 @@ use crate::store::{Shard, ShardConfig};
 use crate::telemetry::cluster::SharedCounts;
 use crate::telemetry::counters::CoreCounters;
 use crate::telemetry::logs;
+use crate::telemetry::otlp::Exporter;
 use crate::telemetry::security::SecurityCounters;
 use crate::telemetry::snapshot::{ProcessFacts, Sources};
 
@@ -119,7 +120,9 @@ fn cannot(what: impl std::fmt::Display) -> StartError {
 ///
 /// The first thing that is wrong.
 pub fn check(settings: &Settings) -> Result<(), StartError> {
-    load(settings).map(|_| ())
+    load(settings)?;
+    Exporter::prepare(&settings.telemetry, &Arc::default()).map_err(cannot)?;
+    Ok(())
 }
 
 fn load(settings: &Settings) -> Result<Loaded, StartError> {
@@ -138,6 +141,9 @@ fn load(settings: &Settings) -> Result<Loaded, StartError> {
 pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let loaded = load(settings)?;
     let security = Arc::clone(&loaded.security);
+    let export_counters = Arc::default();
+    let (exporter, tracing) =
+        Exporter::prepare(&settings.telemetry, &export_counters).map_err(cannot)?;
     let security_counters = Arc::new(SecurityCounters::default());
     let verifiers = Verifiers::start(&security_counters)
         .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
@@ -229,6 +235,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             connections: Arc::clone(&connections),
             connections_max: settings.connections,
             counters: Arc::clone(counters),
+            tracing: tracing.clone(),
             slow_requests: SlowRequests {
                 threshold: settings.slow_request,
                 logs_per_second: settings.slow_request_logs,
@@ -263,6 +270,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cluster: cluster_counts.clone(),
         mailbox_depths: Box::new(move || inboxes.iter().map(runtime::Sender::len).collect()),
         security: Arc::clone(&security_counters),
+        export: export_counters,
         buffers,
         node: Default::default(),
     });
@@ -279,6 +287,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         verifiers,
         events: events.clone(),
     };
+    let exporter = exporter.map(|exporter| exporter.start(Arc::clone(&sources)));
+    let exporter = exporter
+        .transpose()
+        .map_err(|error| cannot(format!("cannot start a thread: {error}")))?;
     start_management(ManagementParts {
         listener: mgmt_listener,
         limits: limits(settings),
@@ -327,7 +339,11 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         draining,
         watcher: watcher_waker,
     };
-    Ok(main.until_stopped(settings.shutdown_timeout, threads))
+    let code = main.until_stopped(settings.shutdown_timeout, threads);
+    if let Some(exporter) = exporter {
+        exporter.end();
+    }
+    Ok(code)
 }
 
 /// Says once what a stranger may do.

@@ -10,5 +10,6 @@ pub mod lifecycle;
 mod measuring;
 pub mod peering;
 pub mod readiness;
+mod recording;
 pub mod security;
 pub mod verifying;

@@ -22,6 +22,7 @@ use super::connection::{self, Entry, Form, Service};
 use super::control::ControlMessage;
 use super::core::{Core, Link, wall_time};
 use super::door::Visitor;
+use super::recording::Calling;
 use super::security::Entrance;
 use crate::api::browse::{self, KeyScan};
 use crate::api::{ApiError, Turn, Writer};
@@ -35,6 +36,7 @@ use crate::http::{Connection, Head, Method, Status};
 use crate::peer::client::{Client, Dialing};
 use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
 use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, Watch, handoff};
+use crate::telemetry::trace::Begun;
 use crate::tls;
 
 /// Peer connections one core serves: with each node of a cluster as large as may be, one.
@@ -171,23 +173,26 @@ async fn carry(core: Rc<Core>, node: NodeIx, lane: Lane, state: Rc<LinkState>) {
                 return Poll::Ready(None);
             }
             let mut cluster = core.cluster.borrow_mut();
-            match cluster.poll(node, lane) {
-                Some((sequence, frame)) => {
-                    let mut request = client.head("POST", &target, frame.len());
-                    request.extend_from_slice(frame);
-                    Poll::Ready(Some((sequence, request)))
-                }
-                None => {
-                    *state.waker.borrow_mut() = Some(context.waker().clone());
-                    Poll::Pending
-                }
-            }
+            let sequence = cluster.poll(node, lane).map(|(sequence, _)| sequence);
+            let Some((sequence, frame)) = sequence.zip(cluster.in_flight(node, lane)) else {
+                *state.waker.borrow_mut() = Some(context.waker().clone());
+                return Poll::Pending;
+            };
+            let calling = core.begin_call(node, lane, &frame);
+            let within = calling.as_ref().map(Calling::context);
+            let body = frame.bytes;
+            let mut request = client.head_within(within, "POST", &target, body.len());
+            request.extend_from_slice(body);
+            Poll::Ready(Some((sequence, request, calling)))
         });
-        let Some((sequence, request)) = next.await else {
+        let Some((sequence, request, calling)) = next.await else {
             return;
         };
         client.set_address(Arc::clone(&state.address.borrow()));
         let answered = client.exchange(request).await;
+        if let Some(calling) = calling {
+            core.end_call(calling, answered.is_err());
+        }
         let now = wall_time();
         match answered {
             Ok(answer) => {
@@ -220,6 +225,16 @@ pub enum PeerJob {
     Keys(browse::Request),
     /// This node is to drain.
     Drain,
+}
+
+impl PeerJob {
+    /// How long the frame is, where it is about one.
+    fn frame_len(&self) -> usize {
+        match self {
+            Self::Frame(frame) | Self::Elsewhere(_, frame) => frame.len(),
+            Self::Membership(_) | Self::Keys(_) | Self::Drain => 0,
+        }
+    }
 }
 
 /// What one core serves on the peer listener.
@@ -343,7 +358,7 @@ fn malformed() -> ApiError {
 }
 
 impl Service for PeerService {
-    type Job = (PeerJob, Form);
+    type Job = (PeerJob, Form, Option<Begun>);
     type Link = Link;
 
     fn turn(&self) -> Turn {
@@ -396,6 +411,7 @@ impl Service for PeerService {
         let core = &self.0;
         turn.closes |= !head.keep_alive;
         let form = Form::of(head);
+        let mut serving = None;
         if asks_for_health(head) {
             let (view, date) = (core.view(), core.date.get());
             let mut writer = core.writer(turn, &view, &date, form.connection);
@@ -406,6 +422,7 @@ impl Service for PeerService {
         let job = match (head.method, head.path) {
             (Method::Post, path) if path.starts_with(OPERATIONS_PATH.as_bytes()) => {
                 core.counters.peer_frames.add(1);
+                serving = core.tracer.begin_remote_part(head.traceparent);
                 match sender(path) {
                     Some((own, cores)) if cores == core.api.cores && own == core.api.core => {
                         let mut answer = std::mem::take(&mut turn.answers.scratch);
@@ -415,6 +432,10 @@ impl Service for PeerService {
                         match served {
                             Ok(()) => self.answer(turn, form, Ok(&answer)),
                             Err(_) => self.answer(turn, form, Err(&malformed())),
+                        }
+                        if let Some(begun) = &serving {
+                            let answer = served.is_ok().then_some(answer.len());
+                            core.end_serving(begun, body.len(), answer);
                         }
                         turn.answers.scratch = answer;
                         return None;
@@ -447,7 +468,7 @@ impl Service for PeerService {
                 return None;
             }
         };
-        Some((job, form))
+        Some((job, form, serving))
     }
 
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
@@ -462,7 +483,7 @@ impl Service for PeerService {
     async fn settle(&self, _link: &Link, _turn: &mut Turn) {}
 
     /// The frame once more for the cores it goes to, and their answers.
-    fn weight(&self, (job, _): &Self::Job) -> usize {
+    fn weight(&self, (job, ..): &Self::Job) -> usize {
         match job {
             PeerJob::Frame(frame) | PeerJob::Elsewhere(_, frame) => 3 * frame.len(),
             PeerJob::Membership(message) => message.len(),
@@ -471,7 +492,8 @@ impl Service for PeerService {
         }
     }
 
-    async fn run(&self, link: &Link, (job, form): Self::Job, turn: &mut Turn) {
+    async fn run(&self, link: &Link, (job, form, serving): Self::Job, turn: &mut Turn) {
+        let frame_len = job.frame_len();
         let body = match job {
             PeerJob::Frame(frame) => match message::split(&frame, self.0.api.cores) {
                 Err(_) => Err(malformed()),
@@ -519,6 +541,10 @@ impl Service for PeerService {
             }
         };
         self.answer(turn, form, body.as_ref().map(Vec::as_slice));
+        if let Some(begun) = &serving {
+            let answer = body.as_ref().ok().map(Vec::len);
+            self.0.end_serving(begun, frame_len, answer);
+        }
     }
 }
 

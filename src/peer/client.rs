@@ -33,6 +33,7 @@ use super::channel::Channel;
 use super::token::PeerToken;
 use crate::runtime::{self, Deadlines, Steering, Stream, Transport, Wait, Watch};
 use crate::tls;
+use crate::trace_context::Context;
 
 /// The largest head of an answer.
 const HEAD_BYTES_MAX: usize = 8 << 10;
@@ -129,14 +130,31 @@ impl Client {
 
     /// Starts the bytes of a request whose body is `body_len` bytes long.
     pub fn head(&self, method: &str, target: &str, body_len: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(192 + body_len);
+        self.head_within(None, method, target, body_len)
+    }
+
+    /// The same for a request that is a part of something recorded.
+    pub fn head_within(
+        &self,
+        context: Option<&Context>,
+        method: &str,
+        target: &str,
+        body_len: usize,
+    ) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256 + body_len);
         let address = &self.address;
         let token = self.dialing.access.borrow().token.header();
         let head = format!(
             "{method} {target} HTTP/1.1\r\nHost: {address}\r\n{token}\
-             Content-Length: {body_len}\r\n\r\n"
+             Content-Length: {body_len}\r\n"
         );
         out.extend_from_slice(head.as_bytes());
+        if let Some(context) = context {
+            out.extend_from_slice(b"traceparent: ");
+            out.extend_from_slice(&context.header());
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
         out
     }
 

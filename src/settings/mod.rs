@@ -5,7 +5,8 @@
 //! default. Nothing is guessed: a value that does not parse or is out of range, a
 //! flag or a `HYPERCACHE_` variable that does not exist, stop the start with one
 //! line that names the setting, the value and what was expected. Values of
-//! secrets are never repeated.
+//! secrets are never repeated. The standard `OTEL_` variables are read besides, from the
+//! environment only, by [`otlp::Config`].
 
 pub mod security;
 mod table;
@@ -22,6 +23,7 @@ pub use value::{ByteSize, ListenAddr, Seed};
 use crate::cluster::Consistency;
 use crate::runtime::DriverChoice;
 use crate::store::EvictionPolicy;
+use crate::telemetry::otlp;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -118,6 +120,8 @@ pub struct Settings {
     /// is.
     pub effective: Vec<(&'static str, String)>,
     pub security: security::Security,
+    /// What the standard `OTEL_` variables ask for.
+    pub telemetry: otlp::Config,
 }
 
 impl Settings {
@@ -132,18 +136,21 @@ impl Settings {
         hostname: &str,
     ) -> Result<Invocation, SettingsError> {
         let mut given = Given::default();
+        let env: Vec<(OsString, OsString)> = env.into_iter().collect();
+        let standard = otlp::Config::from_env(env.iter().map(|(name, value)| (name, value)));
         given.read_environment(env)?;
+        let settings = |given: Given| {
+            let telemetry = standard.map_err(|error| SettingsError(error.to_string()));
+            given.settings(hostname, telemetry).map(Box::new)
+        };
         match given.read_arguments(args)? {
             Asked::Help => Ok(Invocation::Help(table::help())),
             Asked::Version => Ok(Invocation::Version(format!(
                 "hypercache {}\n",
                 env!("CARGO_PKG_VERSION")
             ))),
-            Asked::Check => given
-                .settings(hostname)
-                .map(Box::new)
-                .map(Invocation::CheckConfig),
-            Asked::Run => given.settings(hostname).map(Box::new).map(Invocation::Run),
+            Asked::Check => settings(given).map(Invocation::CheckConfig),
+            Asked::Run => settings(given).map(Invocation::Run),
         }
     }
 }
@@ -292,7 +299,11 @@ impl Given {
         self.get(variable, |value| Some(value.to_owned()))
     }
 
-    fn settings(&self, hostname: &str) -> Result<Settings, SettingsError> {
+    fn settings(
+        &self,
+        hostname: &str,
+        telemetry: Result<otlp::Config, SettingsError>,
+    ) -> Result<Settings, SettingsError> {
         use value::*;
         let settings = Settings {
             node_id: self.get("HYPERCACHE_NODE_ID", |value| {
@@ -366,6 +377,7 @@ impl Given {
                 as u32,
             effective: self.effective(),
             security: security::Security::read(self)?,
+            telemetry: telemetry?,
         };
         if settings.tombstone_ttl <= settings.hint_ttl {
             return Err(SettingsError(format!(

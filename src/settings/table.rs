@@ -560,6 +560,9 @@ pub(super) fn help() -> String {
          --check-config      check the settings and exit\n\n\
          Settings, as a flag or an environment variable; a flag wins:\n",
     );
+    text.push_str(
+        "  OpenTelemetry is set up by the standard OTEL_ variables, see docs/observability.md.\n",
+    );
     for setting in TABLE {
         let default = match setting.default {
             "" => "empty",

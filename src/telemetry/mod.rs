@@ -6,11 +6,14 @@
 
 pub mod cluster;
 pub mod counters;
+pub mod export;
 pub mod histogram;
 pub mod latency;
 pub mod logs;
 pub mod metric;
+pub mod otlp;
 pub mod prometheus;
 pub mod security;
 pub mod snapshot;
 pub mod table;
+pub mod trace;

@@ -214,7 +214,7 @@ fn encode_value(
 }
 
 /// A histogram's sum and buckets, as many as a scraper should keep.
-fn in_seconds(counts: &Counts) -> (f64, Vec<(f64, u64)>) {
+pub(super) fn in_seconds(counts: &Counts) -> (f64, Vec<(f64, u64)>) {
     let mut buckets = Vec::new();
     let mut below = 0;
     for (bound, count) in counts.coarser(BUCKETS_PER_OCTAVE) {

@@ -10,7 +10,12 @@ pub struct Shared(AtomicU64);
 impl Shared {
     /// Adds one.
     pub fn count(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    /// Adds so many.
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
     /// Replaces it.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cluster::{ClusterCounts, SharedCounts};
 use super::counters::CoreCounters;
+use super::export::ExportCounters;
 use super::histogram::Counts;
 use super::latency::{Operation, Via};
 use super::security::SecurityCounters;
@@ -103,6 +104,8 @@ pub struct Sources {
     pub mailbox_depths: Box<dyn Fn() -> Vec<usize> + Send + Sync>,
     /// What threads that are no cores count.
     pub security: Arc<SecurityCounters>,
+    /// What is counted about handing on telemetry.
+    pub export: Arc<ExportCounters>,
     /// What clients' connections hold.
     pub buffers: Arc<Pool>,
     /// What the control thread left last.
@@ -180,6 +183,11 @@ impl Snapshot {
     /// What threads that are no cores count.
     pub fn security(&self) -> &SecurityCounters {
         &self.sources.security
+    }
+
+    /// What is counted about handing on telemetry.
+    pub fn export(&self) -> &ExportCounters {
+        &self.sources.export
     }
 
     /// What clients' connections hold.

@@ -238,6 +238,11 @@ pub const METRICS: &[Metric] = &[
     node("oidc_keys", "Keys of the issuer in use", Kind::Gauge, Unit::None, |s| s.security().oidc_keys.get()),
     node("oidc_fetched_timestamp", "When the issuer's keys were last fetched, in seconds since 1970; 0 before they were", Kind::Gauge, Unit::Seconds, |s| s.security().oidc_fetched_s.get()),
     node("certificate_expires_timestamp", "When the first certificate in use ends, in seconds since 1970; 0 without any", Kind::Gauge, Unit::Seconds, |s| s.security().certificate_expires_s.get()),
+    // Telemetry itself.
+    node("otlp_exports", "Requests with metrics or spans that the collector has taken", Kind::Counter, Unit::None, |s| s.export().exports.get()),
+    node("otlp_export_failures", "Requests with metrics or spans that it has not taken", Kind::Counter, Unit::None, |s| s.export().export_failures.get()),
+    node("spans_exported", "Spans that the collector has taken", Kind::Counter, Unit::None, |s| s.export().spans_exported.get()),
+    node("spans_dropped", "Spans given up because too many waited or the collector did not take them", Kind::Counter, Unit::None, |s| s.export().spans_dropped.get()),
     // The cluster.
     known("MembersAlive", "dist.members.alive", "Members that answer", |s| s.node.members_alive),
     known("MembersSuspect", "dist.members.suspect", "Members that may be dead", |s| s.node.members_suspect),

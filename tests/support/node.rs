@@ -155,6 +155,12 @@ impl Node {
         self.logs.lock().expect("no writer panics").contains(text)
     }
 
+    /// In how many lines it has logged this text.
+    pub fn times_logged(&self, text: &str) -> usize {
+        let logs = self.logs.lock().expect("no writer panics");
+        logs.lines().filter(|line| line.contains(text)).count()
+    }
+
     /// Waits until it has logged this text; its logs arrive a moment after what they tell.
     pub fn has_logged_soon(&self, text: &str) -> bool {
         let begun = std::time::Instant::now();

@@ -21,12 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use ureq::Agent;
 use ureq::http::header::ACCEPT;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::Config;
 use super::discovery::{self, Discovery, DiscoveryFault};
@@ -34,6 +30,7 @@ use super::issuer::{Issuer, Scheme};
 use super::keys::{self, KeySet, KeysFault};
 use super::refresh::Refresh;
 use crate::clock::SteadyMs;
+use crate::tls::blocking;
 
 /// The largest head of an answer that is read.
 const HEAD_BYTES_MAX: usize = 32 << 10;
@@ -282,16 +279,7 @@ struct Source {
 
 impl Source {
     fn new(config: &Config) -> Result<Self, StartFault> {
-        let roots = match &config.ca_pem {
-            Some(pem) => authorities(pem)?,
-            None => RootCerts::WebPki,
-        };
-        let tls = TlsConfig::builder()
-            .root_certs(roots)
-            .unversioned_rustls_crypto_provider(Arc::new(
-                rustls::crypto::aws_lc_rs::default_provider(),
-            ))
-            .build();
+        let tls = blocking::trusting(config.ca_pem.as_deref()).ok_or(StartFault::Authorities)?;
         let agent = Agent::config_builder()
             .tls_config(tls)
             .https_only(config.issuer.scheme() == Scheme::Https)
@@ -331,23 +319,6 @@ impl Source {
         let body = answer.body_mut().with_config().limit(bytes_max);
         body.read_to_vec().map_err(fault)
     }
-}
-
-/// Reads certificates, each of which must be one.
-fn authorities(pem: &[u8]) -> Result<RootCerts, StartFault> {
-    let mut store = RootCertStore::empty();
-    let mut roots = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|_| StartFault::Authorities)?;
-        roots.push(Certificate::from_der(&certificate).to_owned());
-        store
-            .add(certificate)
-            .map_err(|_| StartFault::Authorities)?;
-    }
-    if roots.is_empty() {
-        return Err(StartFault::Authorities);
-    }
-    Ok(RootCerts::new_with_certs(&roots))
 }
 
 /// Why keys could not be fetched. URLs are those of the document concerned.

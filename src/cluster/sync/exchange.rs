@@ -268,8 +268,13 @@ impl Coordinator {
             counters.copies += 1;
             counters.bytes_copied += bytes as u64;
             self.sync.progressed = self.steady.now();
+            let told = &mut self.sync.session(node).told;
+            told.copied += pulled;
+            told.copied_bytes += bytes as u64;
         }
-        self.sync.session(node).moved += pulled;
+        let session = self.sync.session(node);
+        session.moved += pulled;
+        session.told.pulled += pulled;
         refused
     }
 
@@ -403,6 +408,8 @@ impl Coordinator {
             let session = self.sync.session(node);
             session.offers_open += 1;
             session.moved += 1;
+            session.told.pushed += 1;
+            session.told.handed_over += u64::from(is_retired);
         }
         true
     }
