@@ -167,7 +167,21 @@ pub fn node(cores: usize, driver: &str) -> io::Result<Server> {
 ///
 /// When it does not start.
 pub fn node_with(cores: usize, driver: &str, settings: &[(String, String)]) -> io::Result<Server> {
-    let mut command = Command::new(beside("hypercache")?);
+    node_of(&beside("hypercache")?, cores, driver, settings)
+}
+
+/// The same of another build.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn node_of(
+    binary: &Path,
+    cores: usize,
+    driver: &str,
+    settings: &[(String, String)],
+) -> io::Result<Server> {
+    let mut command = Command::new(binary);
     command
         .env_clear()
         .env("HYPERCACHE_API_ADDR", "127.0.0.1:0")

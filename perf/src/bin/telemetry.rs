@@ -1,21 +1,27 @@
-//! Measures what exporting telemetry costs a node: processor time per GET with OTLP off,
-//! and with a collector that takes what it is sent and never answers. A second node without
-//! OTLP shows what two equal nodes differ by.
+//! Measures what telemetry costs a node: processor time per GET of a build that leaves out
+//! what requests are measured by, of a node as it is, and of nodes that export by OTLP to a
+//! collector that takes what it is sent and never answers. A second node as it is shows what
+//! two equal nodes differ by.
 //!
 //! `cargo run --release -p hypercache-perf --bin telemetry [rounds] [seconds]`
 
 use std::fs;
 use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hypercache_perf::report::{Rounds, print_machine, print_target};
-use hypercache_perf::servers::{Server, build, node_with};
+use hypercache_perf::servers::{Server, build, node_of, node_with};
 use hypercache_perf::{Load, Locality, Protocol, pin};
 
-/// The most that a collector that hangs may cost, to a node without one.
+/// The most that telemetry may cost, to a build without, and a collector that hangs, to a
+/// node without one.
 const RATIO_MAX: f64 = 1.03;
+
+/// Where the build without telemetry goes.
+const WITHOUT: &str = "target/without-telemetry";
 
 /// A node that is measured, and what it is told.
 struct Case {
@@ -38,6 +44,12 @@ fn main() -> io::Result<()> {
     let rounds = args.next().and_then(Result::ok).unwrap_or(5);
     let seconds = args.next().and_then(Result::ok).unwrap_or(2);
     build(&["--bin", "hypercache"])?;
+    let without = ["--features", "without-telemetry", "--target-dir", WITHOUT];
+    build(&[&["--bin", "hypercache"], &without[..]].concat())?;
+    let without = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(WITHOUT);
+    let without = without.join("release/hypercache");
     pin(1);
     print_machine(&["rustc"]);
 
@@ -55,6 +67,10 @@ fn main() -> io::Result<()> {
     let cases = [
         case("off", &[])?,
         case("off, another node", &[])?,
+        Case {
+            name: "a build without telemetry",
+            server: node_of(&without, 1, "auto", &[])?,
+        },
         case("hanging collector", &exporting(&[]))?,
         case(
             "hanging collector, every request recorded",
@@ -101,7 +117,14 @@ fn main() -> io::Result<()> {
     for (at, pipeline) in depths.iter().enumerate() {
         let of = |index: usize| results[at * cases.len() + index].cpu_us.median();
         let off = of(0).min(of(1));
-        let ratio = of(2) / off;
+        let ratio = (of(0) + of(1)) / 2.0 / of(2);
+        print_target(
+            &format!("as it is, to a build without telemetry, pipelined {pipeline}"),
+            ratio,
+            &format!("{RATIO_MAX:.2}"),
+            ratio <= RATIO_MAX,
+        );
+        let ratio = of(3) / off;
         println!(
             "| two nodes without OTLP, pipelined {pipeline} | {:.2} | |",
             of(0).max(of(1)) / off
