@@ -123,8 +123,8 @@ fn a_log_reader_that_hangs_holds_nobody_up() {
         assert!(begun.elapsed() < node::GUARD, "no line is lost");
     }
     drop((client, management));
-    // SAFETY: kill takes plain numbers; the child is ours and not waited for yet.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     drop(log);
 }
