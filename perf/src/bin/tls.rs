@@ -28,6 +28,7 @@ const CONNECTIONS: u64 = 300;
 const FLOOD_OPEN: usize = 200;
 
 const GET: &[u8] = b"GET /v1/cache/key1 HTTP/1.1\r\nHost: perf\r\n\r\n";
+const PUT: &[u8] = b"PUT /v1/cache/key1 HTTP/1.1\r\nHost: perf\r\nContent-Length: 5\r\n\r\nvalue";
 
 type Client = Option<Arc<ClientConfig>>;
 
@@ -182,6 +183,10 @@ fn measure_connections(
             true,
         ),
     ];
+    for (_, node, tls, _) in &cases {
+        let mut socket = Socket::connect(&nodes[node].address, tls.as_ref())?;
+        ask(&mut socket, PUT)?;
+    }
     let mut results = vec![(Rounds::default(), Rounds::default()); cases.len()];
     for _ in 0..rounds {
         for ((_, node, tls, resumed), (cpu, time)) in cases.iter().zip(&mut results) {
@@ -217,13 +222,13 @@ fn measure_connections(
 /// One connection with one request; whether it resumed a session.
 fn connect_once(address: &str, tls: Option<&Arc<ClientConfig>>) -> io::Result<bool> {
     let mut socket = Socket::connect(address, tls)?;
-    get(&mut socket)?;
+    ask(&mut socket, GET)?;
     Ok(socket.is_resumed())
 }
 
-/// Asks for a key that is there, and reads the answer.
-fn get(socket: &mut Socket) -> io::Result<()> {
-    socket.write_all(GET)?;
+/// Sends a request, and reads the answer, which must be a success.
+fn ask(socket: &mut Socket, request: &[u8]) -> io::Result<()> {
+    socket.write_all(request)?;
     socket.flush()?;
     let mut answers = hypercache_perf::load::Answers::new(Protocol::Http);
     let mut chunk = [0; 64 << 10];
@@ -260,7 +265,7 @@ fn measure_flood(node: &Server, config: &Arc<ClientConfig>, duration: Duration) 
             let measured = (|| {
                 while begun.elapsed() < duration {
                     let asked = Instant::now();
-                    get(&mut standing)?;
+                    ask(&mut standing, GET)?;
                     times.push(asked.elapsed().as_secs_f64() * 1e6);
                 }
                 Ok::<_, io::Error>(())
