@@ -53,6 +53,7 @@ pub fn law(bytes: &[u8]) {
 }
 
 const CONFIG: Config = Config {
+    clock_skew_ms: 10_000,
     heartbeat_ms: 100,
     gossip_interval_ms: 300,
     indirect_probes: 2,

@@ -142,6 +142,15 @@ impl ApiError {
         }
     }
 
+    /// The refusal of what a page of another site asks for through somebody's browser.
+    pub fn cross_origin() -> Self {
+        Self::new(
+            Status::Forbidden,
+            "FORBIDDEN",
+            "controls are not taken from pages of other sites",
+        )
+    }
+
     /// Whether it is who asks, and not what is asked, that is wrong.
     pub fn is_about_the_caller(&self) -> bool {
         matches!(self.status, Status::Unauthorized | Status::Forbidden)

@@ -202,7 +202,8 @@ pub fn serve(
     moment: Moment<'_>,
 ) {
     let partition = operation.hash.partition();
-    turn.subject = Some(Subject {
+    turn.keyed += 1;
+    turn.subject = (turn.keyed == 1).then_some(Subject {
         partition,
         key_bytes: operation.key.len() as u16,
     });

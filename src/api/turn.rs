@@ -168,10 +168,14 @@ pub struct Turn {
     /// When the requests of this turn began to be handled, and the same on the wall clock,
     /// for which they are answered. Read once.
     pub now: Option<(Instant, UnixMs)>,
+    /// Since when some of the answers are being written before the rest is put together.
+    pub paused: Option<Instant>,
     /// The requests on keys, until it is known how long they took.
     pub tally: Tally,
-    /// The last of them.
+    /// What the only one of them was about; nothing when there are more.
     pub subject: Option<Subject>,
+    /// How many there were.
+    pub keyed: u32,
     /// The request that is being handled, if there is to be a span of it.
     pub recording: Option<Recorded>,
     /// Those of which there is to be one and whose answers wait for other cores.
@@ -234,8 +238,10 @@ impl Turn {
             closes: false,
             streams: false,
             now: None,
+            paused: None,
             tally: Tally::default(),
             subject: None,
+            keyed: 0,
             recording: None,
             recorded: Vec::new(),
         }

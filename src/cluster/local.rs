@@ -25,7 +25,7 @@ impl LocalStore {
             clock: HybridClock::new(origin),
             origin,
             tombstone_ttl_ms,
-            hot: HotKeys::new(tombstone_ttl_ms),
+            hot: HotKeys::new(u64::from(origin.0)),
         }
     }
 

@@ -112,6 +112,8 @@ const DEAD_HEARTBEATS: u64 = 6;
 const DEAD_PING_HEARTBEATS: u64 = 3;
 /// Heartbeats, before jitter, from one attempt at unknown seeds to the next.
 const STRANGER_HEARTBEATS: u64 = 10;
+/// Versions that are remembered because they cannot be cleared.
+const CLEARED_REFUSED_MAX: usize = 16;
 /// How long one that left is remembered, so that old news do not bring it back.
 const LEFT_MEMORY_MS: u64 = 10 * 60 * 1000;
 
@@ -128,6 +130,8 @@ pub struct Config {
     pub dead_grace_ms: u64,
     /// How long a node waits for all its seeds before most of them will do.
     pub join_timeout_ms: u64,
+    /// How far the clocks of two nodes may be apart.
+    pub clock_skew_ms: u64,
     /// Copies of each key: how many owners may be away with a quorum left.
     pub replication: usize,
 }
@@ -276,6 +280,8 @@ pub struct Counters {
     pub errands_refused: u64,
     /// Messages dropped because [`ACTIONS_MAX`] were waiting.
     pub messages_dropped: u64,
+    /// Versions up to which all is said to be cleared, refused for lying in the future.
+    pub clears_refused: u64,
 }
 
 /// The membership of one node.
@@ -299,6 +305,8 @@ pub struct Membership {
     placing: Placing,
     /// See [`Self::cleared`].
     cleared: Version,
+    /// Those last heard of that cannot be.
+    cleared_refused: VecDeque<Version>,
     rounds: u64,
     round_started_ms: u64,
     round: Vec<Probe>,
@@ -383,6 +391,7 @@ impl Membership {
             joined: false,
             placing: Placing::new(),
             cleared: Version::ZERO,
+            cleared_refused: VecDeque::new(),
             me: Member::new(me, now_ms),
             others: BTreeMap::new(),
             seeds,
@@ -442,14 +451,15 @@ impl Membership {
         }
         let kind = &message.kind;
         if self.me.state != State::Alive {
+            // What it still answers must not be what was cleared.
+            self.hear_cleared(now_ms, message.cleared);
             // Whoever still asks missed the goodbye.
             let asks = matches!(kind, Kind::Ping | Kind::Gossip | Kind::PingRequest { .. });
             return asks.then(|| self.compose(self.goodbye(), &[]));
         }
         let heard = self.hear(&message, rng);
-        if heard && message.cleared > self.cleared {
-            self.cleared = message.cleared;
-            self.mark_changed();
+        if heard {
+            self.hear_cleared(now_ms, message.cleared);
         }
         for update in message.updates.iter().take(UPDATES_MAX) {
             self.learn(update.clone(), rng);
@@ -517,16 +527,38 @@ impl Membership {
 
     /// Has the whole cluster forget what was written up to this version: all that are there
     /// are told at once, the others by the first message that reaches them.
-    pub fn clear(&mut self, now_ms: u64, version: Version) {
+    /// False if a later one is cleared already.
+    pub fn clear(&mut self, now_ms: u64, version: Version) -> bool {
         self.advance(now_ms);
         if version <= self.cleared {
-            return;
+            return false;
         }
         self.cleared = version;
         self.mark_changed();
         for id in self.ids_where(State::is_probed) {
             self.send(&id, Kind::News, None);
         }
+        true
+    }
+
+    /// Takes over what another node knows to be cleared, unless that lies further ahead of
+    /// this machine's clock than clocks may be apart: its sender's is wrong. Such a version
+    /// stays refused when the time has come for it, or what was written since would be lost.
+    fn hear_cleared(&mut self, now_ms: u64, version: Version) {
+        if version <= self.cleared || self.cleared_refused.contains(&version) {
+            return;
+        }
+        let credible = Version::at(UnixMs(now_ms)).later(self.config.clock_skew_ms);
+        if version > credible {
+            self.counters.clears_refused += 1;
+            if self.cleared_refused.len() == CLEARED_REFUSED_MAX {
+                self.cleared_refused.pop_front();
+            }
+            self.cleared_refused.push_back(version);
+            return;
+        }
+        self.cleared = version;
+        self.mark_changed();
     }
 
     /// Up to which version everything written is forgotten, as far as this node knows. It

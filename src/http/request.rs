@@ -120,6 +120,9 @@ pub struct Head<'b> {
     /// The `traceparent` field, unread; empty when there is more than one, which is like
     /// none.
     pub traceparent: Option<&'b [u8]>,
+    /// Whether a browser says that a page of another site asks (RFC 6454): its `Origin` is
+    /// not where this request was sent to.
+    pub cross_origin: bool,
 }
 
 /// Why a request is refused. Each closes the connection.
@@ -260,6 +263,7 @@ pub fn parse_head<'b>(buf: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>
             authorization: fields.authorization,
             consistency: fields.consistency,
             traceparent: fields.traceparent,
+            cross_origin: fields.is_cross_origin(),
         })
         .map(Some)
 }
@@ -386,9 +390,19 @@ struct Fields<'b> {
     authorization: Option<&'b [u8]>,
     consistency: Option<&'b [u8]>,
     traceparent: Option<&'b [u8]>,
+    host: &'b [u8],
+    origin: Option<&'b [u8]>,
 }
 
 impl<'b> Fields<'b> {
+    #[inline]
+    fn is_cross_origin(&self) -> bool {
+        self.origin.is_some_and(|origin| {
+            let at = origin.windows(3).position(|part| part == b"://");
+            at.is_none_or(|at| !origin[at + 3..].eq_ignore_ascii_case(self.host))
+        })
+    }
+
     #[inline]
     fn read(headers: &[httparse::Header<'b>]) -> Result<Self, RequestError> {
         let mut fields = Self::default();
@@ -399,9 +413,13 @@ impl<'b> Fields<'b> {
                 4 if name.eq_ignore_ascii_case(b"host") => {
                     check_host(value)?;
                     fields.hosts += 1;
+                    fields.host = value;
                 }
                 6 if name.eq_ignore_ascii_case(b"accept") => {
                     fields.accept = fields.accept.or(Some(value));
+                }
+                6 if name.eq_ignore_ascii_case(b"origin") => {
+                    fields.origin = fields.origin.or(Some(value));
                 }
                 6 if name.eq_ignore_ascii_case(b"expect") => {
                     if !value.eq_ignore_ascii_case(b"100-continue") {

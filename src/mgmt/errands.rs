@@ -21,6 +21,10 @@ use crate::node::errand::{ERRANDS_MAX, Errand, Hottest, KeysFrom, PartitionDiges
 use crate::runtime::{self, Giver, Sender, Taker, handoff};
 use crate::store::{HOT_KEYS_SAMPLE, HotKey};
 
+/// So many of the errands at once may be of those who may only read: they cannot keep
+/// others from controls.
+const READERS_MAX: usize = ERRANDS_MAX / 2;
+
 /// A page of keys ends behind the partition with which it has so many.
 const KEYS_PER_PAGE: usize = 1000;
 
@@ -66,9 +70,10 @@ impl Errands {
 
     fn ask<T: Send>(
         &self,
+        most: usize,
         errand: impl Fn(Giver<T>) -> Errand,
     ) -> Result<Outstanding<T>, ApiError> {
-        if self.outstanding.get() >= ERRANDS_MAX {
+        if self.outstanding.get() >= most {
             return Err(busy());
         }
         self.outstanding.set(self.outstanding.get() + 1);
@@ -85,7 +90,7 @@ impl Errands {
 
     /// Has every core do something, and does not wait for it.
     pub fn start(&self, errand: impl Fn(Giver<()>) -> Errand) -> Result<(), ApiError> {
-        let outstanding = self.ask(errand)?;
+        let outstanding = self.ask(ERRANDS_MAX, errand)?;
         runtime::spawn(async move {
             let _ = outstanding.all().await;
         });
@@ -94,27 +99,29 @@ impl Errands {
 
     /// A version newer than all that this node knows of.
     pub async fn stamp(&self) -> Result<Version, ApiError> {
-        let stamps = self.ask(Errand::Stamp)?.all().await?;
+        let stamps = self.ask(ERRANDS_MAX, Errand::Stamp)?.all().await?;
         let newest = stamps.into_iter().max();
         newest.ok_or_else(|| ApiError::internal("there is no core"))
     }
 
     /// `/debug/hotkeys`.
     pub async fn hot_keys(&self) -> Result<HotKeys, ApiError> {
-        let cores = self.ask(Errand::HotKeys)?.all().await?;
+        let cores = self.ask(ERRANDS_MAX, Errand::HotKeys)?.all().await?;
         Ok(HotKeys::of(&cores))
     }
 
     /// A page of `/internal/keys`.
     pub async fn keys(&self, from: PartitionId) -> Result<KeysPage, ApiError> {
-        let errand = |told| Errand::Keys(from, KEYS_PER_PAGE, told);
-        Ok(KeysPage::of(self.ask(errand)?.all().await?))
+        // Each core has its share of the partitions, and so of a page.
+        let wanted = KEYS_PER_PAGE.div_ceil(self.mailboxes.len().max(1));
+        let errand = |told| Errand::Keys(from, wanted, told);
+        Ok(KeysPage::of(self.ask(READERS_MAX, errand)?.all().await?))
     }
 
     /// A page of `/internal/merkle`.
     pub async fn digests(&self, from: PartitionId) -> Result<DigestsPage, ApiError> {
         let errand = |told| Errand::Digests(from, DIGESTS_PER_PAGE, told);
-        let cores = self.ask(errand)?.all().await?;
+        let cores = self.ask(READERS_MAX, errand)?.all().await?;
         let mut partitions: Vec<PartitionDigest> = cores.into_iter().flatten().collect();
         partitions.sort_by_key(|digest| digest.partition);
         let next = from.index() + DIGESTS_PER_PAGE;

@@ -305,14 +305,22 @@ impl Serving {
         if !control.view().joined() {
             return Err(ApiError::joining());
         }
+        if self.is_draining() {
+            return Err(ApiError::unavailable("node is draining; ask a peer"));
+        }
         let version = self.errands.stamp().await?;
-        control.clear(version);
+        if !control.clear(version) {
+            return Err(ApiError::internal(
+                "the cluster was cleared by a node whose clock is ahead of this one's; ask that one",
+            ));
+        }
         tracing::warn!(
             version = version.get(),
             "asked to clear the cluster: everything written until now is forgotten"
         );
-        // The views are in the mailboxes: behind them nothing is seen any more.
-        self.errands.stamp().await?;
+        // The views are in the mailboxes: behind them nothing is seen any more. It is done
+        // even if nobody can be waited for.
+        let _ = self.errands.stamp().await;
         Ok(Cleared {
             cleared: true,
             version: version.get(),
@@ -429,6 +437,10 @@ impl Service for Serving {
         let mut writer = self.writer(turn, &view, &date, connection);
         writer.head_only = head.method == Method::Head;
         let operation = match routes::route(head.method, head.path) {
+            Route::Found { .. } if head.cross_origin && head.method == Method::Post => {
+                writer.error(&ApiError::cross_origin());
+                return None;
+            }
             Route::Found { operation, .. } => operation,
             Route::WrongMethod { allow } => {
                 writer.error(&ApiError::method_not_allowed(allow));

@@ -263,6 +263,7 @@ impl<S: Service, T: Transport> Serving<S, T> {
     async fn answer(&mut self, turn: &mut Turn) -> bool {
         loop {
             turn.now = None;
+            turn.keyed = 0;
             let step = self.input.handle_batch(
                 &*self.service,
                 &self.link,

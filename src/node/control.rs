@@ -187,12 +187,15 @@ impl Control {
     }
 
     /// Has the cluster forget what was written up to this version; the cores of this node
-    /// are told at once.
-    pub fn clear(self: &Rc<Self>, version: Version) {
-        self.membership.borrow_mut().clear(now_ms(), version);
+    /// are told at once. False if that is no news, because a later version is cleared.
+    pub fn clear(self: &Rc<Self>, version: Version) -> bool {
+        if !self.membership.borrow_mut().clear(now_ms(), version) {
+            return false;
+        }
         self.act();
         self.renew_view();
         self.act();
+        true
     }
 
     /// Tells of the changes from now on, the first time at once.

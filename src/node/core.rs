@@ -1076,7 +1076,8 @@ impl Service for Rc<Core> {
         let mut writer = self.writer(turn, &view, &date, connection);
         writer.head_only = head.method == Method::Head;
         writer.error(error);
-        if let Some(begun) = self.tracer.begin_request(head.traceparent) {
+        // Whoever is not let in does not decide what is recorded.
+        if let Some(begun) = self.tracer.begin_request(None) {
             self.record_denied(begun, head, turn);
         }
     }
@@ -1110,6 +1111,10 @@ impl Service for Rc<Core> {
 
     async fn settle(&self, link: &Link, turn: &mut Turn) {
         if turn.has_gaps() {
+            // How long a client takes to read is not how long its requests took.
+            if let (Some(paused), Some((started, _))) = (turn.paused.take(), &mut turn.now) {
+                *started += paused.elapsed();
+            }
             if !turn.is_closing_gaps() {
                 self.complete(link, &mut turn.exchange).await;
             }
@@ -1118,6 +1123,7 @@ impl Service for Rc<Core> {
             let (facts, date) = (&self.api.facts, self.date.get());
             turn.close_gaps(facts, self.api.core, &view, &date, self.meter.now().1);
             self.meter.answered(turn, &Via::ALL);
+            turn.paused = turn.has_gaps().then(Instant::now);
             self.end_recorded(turn);
         }
     }

@@ -508,6 +508,7 @@ fn membership(settings: &Settings, me: Identity, now_ms: u64) -> Membership {
         gossip_interval_ms: ms(settings.gossip_interval),
         indirect_probes: settings.indirect_probe_k,
         dead_grace_ms: ms(settings.dead_grace),
+        clock_skew_ms: ms(settings.clock_skew),
         join_timeout_ms: ms(settings.join_timeout),
         replication: settings.replication as usize,
     };

@@ -3,6 +3,7 @@
 //! Reading `/proc` can fail in strange sandboxes; what cannot be read is 0.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::cgroup::{self, Files};
@@ -37,13 +38,26 @@ pub struct Throttling {
 
 /// What this process takes now.
 pub fn process_usage() -> ProcessUsage {
-    let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let descriptors = open_descriptors();
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let mut usage = read(&cgroup::real_files);
-    // The directory itself is open while it is read.
-    usage.open_descriptors = (descriptors as u64).saturating_sub(1);
+    usage.open_descriptors = descriptors;
+    // By the clock as it was when this was first asked: it does not change.
+    usage.started_s = *STARTED_S.get_or_init(|| usage.started_s);
     usage.descriptors_max = limit.current.unwrap_or(u64::MAX);
     usage
+}
+
+/// How many descriptors are open. Since version 6.2 the kernel tells without listing them.
+fn open_descriptors() -> u64 {
+    const DIRECTORY: &str = "/proc/self/fd";
+    let told = std::fs::metadata(DIRECTORY).map_or(0, |directory| directory.len());
+    if told > 0 {
+        return told;
+    }
+    let listed = std::fs::read_dir(DIRECTORY).map_or(0, Iterator::count);
+    // The directory itself is open while it is read.
+    (listed as u64).saturating_sub(1)
 }
 
 /// How this process's container was held up so far.
@@ -84,6 +98,8 @@ fn read(files: Files<'_>) -> ProcessUsage {
         ..ProcessUsage::default()
     }
 }
+
+static STARTED_S: OnceLock<u64> = OnceLock::new();
 
 /// When the machine started, in seconds since 1970.
 fn booted_s(files: Files<'_>) -> Option<u64> {

@@ -324,7 +324,8 @@ impl Shard {
         self.kept_from
     }
 
-    /// Removes what was cleared, `steps_max` items at most.
+    /// Removes what was cleared, `steps_max` items at most, and looks at as many, give or
+    /// take a partition.
     ///
     /// Returns whether there is more to do.
     pub fn clear_step(&mut self, steps_max: usize) -> bool {
@@ -338,11 +339,15 @@ impl Shard {
                 self.wheel.remove(&mut self.slab, id);
                 self.forget(id);
             }
-            left -= ids.len();
-            if left == 0 {
+            let looked_at = ids.len() + self.partitions.len(partition);
+            if ids.len() == left {
                 return true;
             }
             self.clearing = PartitionId::new(partition.index() + 1);
+            left = left.saturating_sub(looked_at);
+            if left == 0 {
+                return self.clearing.is_some();
+            }
         }
         false
     }

@@ -53,7 +53,8 @@ impl Unit {
     /// Its UCUM code, as OpenTelemetry has it.
     pub fn ucum(self) -> &'static str {
         match self {
-            Self::None => "1",
+            // Not "1", which collectors take for a ratio.
+            Self::None => "",
             Self::Bytes => "By",
             Self::Seconds => "s",
             Self::Milliseconds => "ms",

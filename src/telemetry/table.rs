@@ -176,7 +176,7 @@ pub const METRICS: &[Metric] = &[
     node("draining", "1 while this node is going to leave", Kind::Gauge, Unit::None, |s| s.node.draining.into()),
     node("bootstrapping", "1 while this node lacks data that it owns", Kind::Gauge, Unit::None, |s| s.node.bootstrapping.into()),
     // Requests.
-    metric("request_duration", "From when a request of a client has arrived whole until its answer is ready to be written", Kind::Histogram, Unit::Nanoseconds, Read::Points(latencies)),
+    metric("request_duration", "From when a core takes up a whole request of a client until its answer is ready to be written", Kind::Histogram, Unit::Nanoseconds, Read::Points(latencies)),
     per_core("requests", "Requests handled by client listeners", Kind::Counter, Unit::None, |c| c.counters.requests.get()),
     per_core("requests_refused", "Requests refused as malformed, late or over a limit", Kind::Counter, Unit::None, |c| c.counters.requests_refused.get()),
     per_core("requests_unauthorized", "Requests refused for want of credentials that count", Kind::Counter, Unit::None, |c| c.counters.requests_unauthorized.get()),
@@ -250,6 +250,7 @@ pub const METRICS: &[Metric] = &[
     known("MembershipVersion", "dist.membership.version", "How often this node's view of the cluster has changed", |s| s.node.view_version),
     known("RosterEpoch", "dist.roster.epoch", "How many rosters of owners there were", |s| s.node.roster_epoch),
     known("RosterChanging", "dist.roster.changing", "1 while owners are changing", |s| s.node.roster_changing.into()),
+    metric("dist.clears.refused", "Times another node asked to clear up to a version in the future", Kind::Counter, Unit::None, Read::Node(|s| s.node.membership.clears_refused)),
     known("Fenced", "dist.fenced", "1 while this node serves no quorums because it is cut off from most of the cluster", |s| s.node.fenced.into()),
     counted("HeartbeatSuccess", "dist.heartbeat.success", "Probes answered directly", |s| s.node.membership.heartbeat_success),
     counted("HeartbeatFailure", "dist.heartbeat.failure", "Probes answered in no way", |s| s.node.membership.heartbeat_failure),

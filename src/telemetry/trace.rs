@@ -23,9 +23,6 @@ use super::export::ExportCounters;
 use super::latency::{Operation, Via};
 use crate::trace_context::Context;
 
-/// How many other spans one can refer to, beside its parent.
-pub const LINKS_MAX: usize = 32;
-
 /// Which new traces are recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {

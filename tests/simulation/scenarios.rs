@@ -178,6 +178,27 @@ fn what_was_cleared_comes_back_from_nobody() {
     }
 }
 
+/// A node that has not heard of it yet is asked too: what it has does not count.
+#[test]
+fn what_was_cleared_is_not_read_from_who_has_not_heard() {
+    let mut world = start(WorldSettings {
+        nodes: 3,
+        replication: 3,
+        ..SETTINGS
+    });
+    let number = world.request(0, 0, put("before"), Consistency::All);
+    run(&mut world, 1_000);
+    let written = &world.requests[number].result;
+    assert!(matches!(written, Some(Done::Written(_))), "{written:?}");
+    let now = world.time_of(0);
+    let version = world.nodes[0].cores[0].local_mut().stamp(now);
+    for core in &mut world.nodes[0].cores {
+        core.local_mut().clear(version);
+    }
+    assert!(world.value(2, 0).is_some() && world.value(1, 0).is_some());
+    assert_eq!(at_quorum(&mut world, 0, Kind::Get), Done::Missing);
+}
+
 #[test]
 fn a_minority_refuses_and_the_majority_serves() {
     let mut world = start(SETTINGS);

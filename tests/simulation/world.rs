@@ -245,6 +245,7 @@ impl World {
             gossip_interval_ms: HEARTBEAT_MS,
             indirect_probes: 2,
             dead_grace_ms: self.settings.dead_grace_ms,
+            clock_skew_ms: SKEW_MS_MAX,
             join_timeout_ms: 1_000,
             replication: self.settings.replication,
         };

@@ -348,6 +348,9 @@ impl Coordinator {
             self.read_failed(slot, now);
             return;
         };
+        // It has yet to hear that this was cleared.
+        let kept_from = self.local.shard().kept_from();
+        let held = held.filter(|held| held.version >= kept_from);
         // Of one that goes by other rosters it says nothing that it holds the partition.
         let holding = holding && agrees;
         if held.is_some_and(|held| held.version > credible) {

@@ -14,6 +14,7 @@ const CONFIG: Config = Config {
     gossip_interval_ms: 2 * HEARTBEAT_MS,
     indirect_probes: 2,
     dead_grace_ms: GRACE_MS,
+    clock_skew_ms: 10_000,
     join_timeout_ms: 5 * HEARTBEAT_MS,
     replication: 3,
 };
@@ -293,6 +294,35 @@ fn update(id: &str, state: State, incarnation: u64) -> Update {
         standing: Standing::default(),
         marks: 0,
     }
+}
+
+#[test]
+fn what_is_cleared_in_the_future_is_refused_for_good() {
+    let now = UnixMs(1_800_000_000_000);
+    let mut machine = Membership::new(CONFIG, identity("a"), now.0, Vec::new(), now.0);
+    let mut hear = |at: u64, cleared: Version| {
+        let message = Message {
+            cleared,
+            ..ping(identity("b"), now.0)
+        };
+        machine.receive(at, &mut Rng::new(7), message);
+        machine.cleared()
+    };
+    let hour = Version::at(now).later(3_600_000);
+    assert_eq!(hear(now.0, hour), Version::ZERO);
+    let within = Version::at(now).later(CONFIG.clock_skew_ms);
+    assert_eq!(hear(now.0, within), within);
+    assert_eq!(hear(now.0, Version::at(now)), within, "it only grows");
+    let later = now.0 + 4_000_000;
+    assert_eq!(
+        hear(later, hour),
+        within,
+        "what was written since would be lost"
+    );
+    let newer = Version::at(UnixMs(later));
+    assert_eq!(hear(later, newer), newer);
+    assert_eq!(machine.counters().clears_refused, 1);
+    assert!(!machine.clear(later, within), "a later one is cleared");
 }
 
 fn find<'a>(machine: &'a Membership, id: &str) -> Option<&'a Member> {
@@ -1281,7 +1311,7 @@ fn any_message() -> impl Strategy<Value = Message> {
             epoch: said.0.2,
             roster: RosterId(said.0.2),
             marks: said.2,
-            cleared: Version::ZERO,
+            cleared: Version::new(said.0.2 >> 11).unwrap(),
             kind,
             updates,
         })

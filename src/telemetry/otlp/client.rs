@@ -95,9 +95,14 @@ impl Client {
         })
     }
 
-    /// Where it sends.
-    pub fn url(&self) -> &Uri {
-        &self.url
+    /// Where it sends to, without the path, which may hold a secret.
+    pub fn authority(&self) -> String {
+        let part = |part: Option<&str>| part.unwrap_or_default().to_owned();
+        let scheme = part(self.url.scheme_str());
+        format!(
+            "{scheme}://{}",
+            part(self.url.authority().map(|host| host.as_str()))
+        )
     }
 
     /// Sends a message and waits for the answer, at most as long as it may take and

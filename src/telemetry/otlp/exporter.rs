@@ -91,7 +91,8 @@ impl Exporter {
     /// When there is none to be had.
     pub fn start(self, sources: Arc<Sources>) -> io::Result<Handle> {
         let ended = Arc::new(AtomicBool::new(false));
-        let url = |client: &Client| client.url().to_string();
+        // Some collectors take a key in the path.
+        let url = |client: &Client| client.authority();
         tracing::info!(
             metrics = self.metrics.as_ref().map(url),
             traces = self.spans.as_ref().map(|(client, _)| url(client)),
@@ -316,7 +317,7 @@ impl Lane {
         }
         tracing::warn!(
             what = self.what,
-            url = %self.client.url(),
+            url = %self.client.authority(),
             error = %fault,
             "telemetry cannot be exported"
         );
@@ -349,11 +350,11 @@ impl MetricsLane {
     fn export(&mut self, resource: &Resource) {
         let begun = Instant::now();
         let verdict = self.send(resource, Duration::MAX);
-        let next = begun + self.interval;
+        let now = Instant::now();
         // What is sent later is newer, and says all that this would have said.
         self.due = match verdict {
-            Verdict::Later(after) => (Instant::now() + after).min(next),
-            Verdict::Taken(_) | Verdict::Refused => next,
+            Verdict::Later(after) => now + after,
+            Verdict::Taken(_) | Verdict::Refused => (begun + self.interval).max(now),
         };
     }
 
