@@ -9,7 +9,6 @@ are free, and ends with this script.
 import contextlib
 import json
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+
+from nodes import API, MANAGEMENT, Cluster, dies_with_us
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[2] / "deploy"
 TOKEN = "of-the-scraper"
@@ -29,14 +30,6 @@ KEYS = 50
 
 def fail(what):
     sys.exit(f"prometheus: FAILED: {what}")
-
-
-def dies_with_us():
-    """Has the kernel end a child when this script is gone, however it goes."""
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -77,26 +70,6 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-def start_node(stack, binary):
-    environment = {
-        "HYPERCACHE_NODE_ID": "scraped",
-        "HYPERCACHE_CORES": "2",
-        "HYPERCACHE_MEMORY_LIMIT": "64MiB",
-        "HYPERCACHE_API_ADDR": "127.0.0.1:0",
-        "HYPERCACHE_MGMT_ADDR": "127.0.0.1:0",
-        "HYPERCACHE_DIST_ADDR": "127.0.0.1:0",
-        "HYPERCACHE_AUTH_TOKEN": TOKEN,
-    }
-    node = stack.enter_context(
-        running([binary], env=environment, stderr=subprocess.PIPE, text=True)
-    )
-    for line in node.stderr:
-        entry = json.loads(line)
-        if entry.get("message") == "serving":
-            return entry["api"], entry["mgmt"]
-    fail("the node did not start")
 
 
 def check_exposition(mgmt):
@@ -174,7 +147,9 @@ def panels(dashboard):
 def main(binary):
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        api, mgmt = start_node(stack, binary)
+        settings = {"HYPERCACHE_AUTH_TOKEN": TOKEN}
+        node = stack.enter_context(Cluster(binary, folder, [2], **settings))
+        api, mgmt = node.address(1, API), node.address(1, MANAGEMENT)
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         for key in range(KEYS):
             fetch(api, f"/v1/cache/{key}", "PUT", b"value", bearer)

@@ -26,6 +26,11 @@ PACE = {
 }
 
 
+def dies_with_us():
+    """Has the kernel end a child when this process is gone, however it goes."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def claim_network():
     """The first three bytes of addresses that nobody else has, and the claim: a listener on the
     last of them, as the Rust tests and the measuring tools claim theirs."""
@@ -90,7 +95,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                preexec_fn=dies_with_us,
             )
 
     def log(self, number):
