@@ -5,24 +5,8 @@
 #[path = "support/node.rs"]
 mod node;
 
-use hypercache::hash::{CoreCount, KeyHash};
-use node::{Node, request};
+use node::{Node, key_on, request};
 use serde_json::json;
-
-fn core_of(key: &str) -> usize {
-    KeyHash::of(key.as_bytes())
-        .partition()
-        .core(CoreCount::new(2).unwrap())
-        .index()
-}
-
-/// A key that this core owns on a node of two.
-fn key_on(core: usize, prefix: &str) -> String {
-    (0..)
-        .map(|n| format!("{prefix}{n}"))
-        .find(|key| core_of(key) == core)
-        .unwrap()
-}
 
 #[test]
 fn values_come_back_byte_for_byte_from_every_core() {

@@ -10,17 +10,8 @@ mod node;
 use std::collections::{BTreeSet, HashMap};
 
 use cluster::Cluster;
-use node::{Client, Node};
+use node::{Client, Node, key_on};
 use serde_json::{Value, json};
-
-fn key_on(core: usize, name: &str) -> String {
-    use hypercache::hash::{CoreCount, KeyHash};
-    let cores = CoreCount::new(2).unwrap();
-    (0..)
-        .map(|n| format!("{name}{n}"))
-        .find(|key| KeyHash::of(key.as_bytes()).partition().core(cores).index() == core)
-        .unwrap()
-}
 
 /// Asks until the answer is as it should be.
 fn eventually<T: std::fmt::Debug>(mut ask: impl FnMut() -> T, wanted: impl Fn(&T) -> bool) -> T {

@@ -7,6 +7,9 @@
     reason = "each test uses its part of it, and a failure here is a failed test"
 )]
 
+#[path = "opened.rs"]
+mod opened;
+
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use opened::opened;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -23,7 +27,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::metrics::v1::Metric;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::ServerConfig;
 
 /// How long the collector waits for what should come at once.
 const GUARD: Duration = Duration::from_secs(20);
@@ -262,16 +266,7 @@ impl Shared {
 
     /// One connection, until the exporter closes it.
     fn serve(&self, stream: TcpStream) {
-        for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-            set(&stream, Some(4 * GUARD)).expect("a timeout can be set");
-        }
-        match &self.tls {
-            None => self.answer_all(stream),
-            Some(tls) => {
-                let connection = ServerConnection::new(Arc::clone(tls)).expect("a connection");
-                self.answer_all(StreamOwned::new(connection, stream));
-            }
-        }
+        self.answer_all(opened(stream, self.tls.as_ref(), 4 * GUARD));
     }
 
     fn answer_all(&self, mut stream: impl Read + Write) {

@@ -10,6 +10,8 @@
 
 #[path = "certificates.rs"]
 mod certificates;
+#[path = "opened.rs"]
+mod opened;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -27,9 +29,10 @@ use aws_lc_rs::signature::{
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use certificates::Authority;
+use opened::opened;
+use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 /// How long the issuer waits for what should come at once.
@@ -412,16 +415,7 @@ impl Shared {
     /// One connection; it ends when the caller goes or after one answer.
     fn serve(&self, stream: TcpStream) {
         self.wait_while_in(&Mood::Silent);
-        for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-            set(&stream, Some(GUARD)).expect("a timeout can be set");
-        }
-        match &self.tls {
-            None => self.answer(stream),
-            Some(tls) => {
-                let connection = ServerConnection::new(Arc::clone(tls)).expect("a connection");
-                self.answer(StreamOwned::new(connection, stream));
-            }
-        }
+        self.answer(opened(stream, self.tls.as_ref(), GUARD));
     }
 
     /// Answers one request. What the caller does not want to read is not our concern.

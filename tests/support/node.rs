@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hypercache::hash::{CoreCount, KeyHash};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 /// How long a test waits for what should come at once, before it fails.
@@ -52,6 +53,16 @@ pub fn command(env: &[(&str, &str)]) -> Command {
         });
     }
     command
+}
+
+/// A key that this core owns on a node of two.
+pub fn key_on(core: usize, prefix: &str) -> String {
+    let cores = CoreCount::new(2).expect("two cores");
+    let owner = |key: &str| KeyHash::of(key.as_bytes()).partition().core(cores);
+    (0..)
+        .map(|n| format!("{prefix}{n}"))
+        .find(|key| owner(key).index() == core)
+        .expect("numbers do not end")
 }
 
 impl Node {
