@@ -61,6 +61,13 @@ impl<'a> Query<'a> {
     pub fn new(query: &'a [u8]) -> Self {
         Self { rest: query }
     }
+
+    /// The value of the first pair of this name; those with broken escapes are passed over.
+    pub fn first(query: Option<&'a [u8]>, wanted: &[u8]) -> Option<Cow<'a, [u8]>> {
+        let mut pairs = Self::new(query.unwrap_or_default()).flatten();
+        let (_, value) = pairs.find(|(name, _)| name.as_ref() == wanted)?;
+        Some(value)
+    }
 }
 
 /// A decoded name and value.

@@ -151,8 +151,7 @@ impl<T> Outstanding<T> {
 ///
 /// 400 when it is none.
 pub fn cursor(query: Option<&[u8]>) -> Result<PartitionId, ApiError> {
-    let mut pairs = Query::new(query.unwrap_or_default()).flatten();
-    let Some((_, value)) = pairs.find(|(name, _)| name.as_ref() == b"cursor") else {
+    let Some(value) = Query::first(query, b"cursor") else {
         return Ok(PartitionId::FIRST);
     };
     let text = key_text(&value);

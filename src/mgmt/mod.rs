@@ -30,7 +30,7 @@ use crate::auth::Scope;
 use crate::buffers::{Buffers, Pool};
 use crate::cluster::View;
 use crate::hash::{CoreCount, PartitionId};
-use crate::http::{Connection, Head, HttpDate, Method, Query, Status};
+use crate::http::{Head, HttpDate, Method, Query, Status};
 use crate::node::connection::{self, Common, Entry, Form, Limits, Service};
 use crate::node::control::{Control, Watch};
 use crate::node::core::{Message, wall_time};
@@ -39,7 +39,7 @@ use crate::node::errand::Errand;
 use crate::node::readiness::Readiness;
 use crate::node::security::Entrance;
 use crate::operations::Exchange;
-use crate::runtime::{self, Deadlines, Listener, Sender, Stream, Timeouts};
+use crate::runtime::{self, Deadlines, Giver, Listener, Sender, Stream, Timeouts};
 use crate::settings::Settings;
 use crate::telemetry::cluster::ClusterCounts;
 use crate::telemetry::prometheus::{Exposition, Format};
@@ -238,15 +238,15 @@ impl Serving {
         turn: &'a mut Turn,
         view: &'a View,
         date: &'a HttpDate,
-        connection: Connection,
+        form: Form,
     ) -> Writer<'a> {
         Writer {
             answers: &mut turn.answers,
             facts: &self.management.facts,
             view,
             date,
-            connection,
-            head_only: false,
+            connection: form.connection,
+            head_only: form.head_only,
         }
     }
 
@@ -284,11 +284,7 @@ impl Serving {
             key: Cow<'a, str>,
             owners: OwnerIds<'a>,
         }
-        let raw = Query::new(query.unwrap_or_default())
-            .flatten()
-            .find(|(name, _)| name.as_ref() == b"key")
-            .map(|(_, value)| value.into_owned())
-            .unwrap_or_default();
+        let raw = Query::first(query, b"key").unwrap_or_default();
         match crate::api::key::check(&raw) {
             Ok(()) => {
                 let owners = OwnerIds::of(writer.view, &raw);
@@ -327,6 +323,13 @@ impl Serving {
         })
     }
 
+    fn start(&self, errand: fn(Giver<()>) -> Errand, writer: &mut Writer<'_>) {
+        match self.errands.start(errand) {
+            Ok(()) => writer.json(Status::Accepted, &Accepted { accepted: true }),
+            Err(error) => writer.error(&error),
+        }
+    }
+
     fn answer<T: serde::Serialize>(
         &self,
         answer: Result<T, ApiError>,
@@ -334,8 +337,7 @@ impl Serving {
         turn: &mut Turn,
     ) {
         let (date, view) = (self.date.get(), self.management.control.view());
-        let mut writer = self.writer(turn, &view, &date, form.connection);
-        writer.head_only = form.head_only;
+        let mut writer = self.writer(turn, &view, &date, form);
         match answer {
             Ok(body) => writer.json(Status::Ok, &body),
             Err(error) => writer.error(&error),
@@ -370,6 +372,22 @@ pub enum Job {
     Keys(PartitionId),
     /// The digests of partitions from this one on.
     Digests(PartitionId),
+}
+
+/// What it takes to answer with a page, whose beginning the query tells.
+fn page(
+    job: fn(PartitionId) -> Job,
+    query: Option<&[u8]>,
+    form: Form,
+    writer: &mut Writer<'_>,
+) -> Option<(Job, Form)> {
+    match errands::cursor(query) {
+        Ok(from) => Some((job(from), form)),
+        Err(error) => {
+            writer.error(&error);
+            None
+        }
+    }
 }
 
 /// What an answer says once its work is under way.
@@ -416,11 +434,9 @@ impl Service for Serving {
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
         turn.closes |= !head.keep_alive;
-        let connection = Connection::after(head.version, head.keep_alive);
         let (date, view) = (self.date.get(), self.management.control.view());
-        let mut writer = self.writer(turn, &view, &date, connection);
-        writer.head_only = head.method == Method::Head;
-        writer.error(error);
+        let form = Form::of(head);
+        self.writer(turn, &view, &date, form).error(error);
     }
 
     fn handle(
@@ -433,9 +449,8 @@ impl Service for Serving {
         turn.closes |= !head.keep_alive;
         let control = &self.management.control;
         let (date, view) = (self.date.get(), control.view());
-        let connection = Connection::after(head.version, head.keep_alive);
-        let mut writer = self.writer(turn, &view, &date, connection);
-        writer.head_only = head.method == Method::Head;
+        let form = Form::of(head);
+        let mut writer = self.writer(turn, &view, &date, form);
         let operation = match routes::route(head.method, head.path) {
             Route::Found { .. } if head.cross_origin && head.method == Method::Post => {
                 writer.error(&ApiError::cross_origin());
@@ -489,25 +504,12 @@ impl Service for Serving {
                 let missing = counts.iter().map(|core| core.partitions_missing).sum();
                 writer.json(Status::Ok, &Partitions::of(&view, missing));
             }
-            Operation::Clear => return Some((Job::Clear, Form::of(head))),
-            Operation::HotKeys => return Some((Job::HotKeys, Form::of(head))),
-            Operation::Keys | Operation::Digests => match errands::cursor(head.query) {
-                Ok(from) if operation == Operation::Keys => {
-                    return Some((Job::Keys(from), Form::of(head)));
-                }
-                Ok(from) => return Some((Job::Digests(from), Form::of(head))),
-                Err(error) => writer.error(&error),
-            },
-            Operation::Evict | Operation::Expire => {
-                let started = match operation {
-                    Operation::Evict => self.errands.start(Errand::Evict),
-                    _ => self.errands.start(Errand::Expire),
-                };
-                match started {
-                    Ok(()) => writer.json(Status::Accepted, &Accepted { accepted: true }),
-                    Err(error) => writer.error(&error),
-                }
-            }
+            Operation::Clear => return Some((Job::Clear, form)),
+            Operation::HotKeys => return Some((Job::HotKeys, form)),
+            Operation::Keys => return page(Job::Keys, head.query, form, &mut writer),
+            Operation::Digests => return page(Job::Digests, head.query, form, &mut writer),
+            Operation::Evict => self.start(Errand::Evict, &mut writer),
+            Operation::Expire => self.start(Errand::Expire, &mut writer),
             Operation::Metrics => self.metrics(head.accept, &mut writer),
             Operation::Events => {
                 turn.closes = true;
@@ -547,9 +549,8 @@ impl Service for Serving {
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         turn.closes = true;
         let (date, view) = (self.date.get(), self.management.control.view());
-        let mut writer = self.writer(turn, &view, &date, Connection::Close);
-        writer.head_only = head_only;
-        writer.error(error);
+        let form = Form::last(head_only);
+        self.writer(turn, &view, &date, form).error(error);
     }
 
     async fn settle(&self, _link: &Told, _turn: &mut Turn) {}

@@ -217,7 +217,7 @@ impl<'a> Cores<'a> {
             driver: facts.driver,
             pinned: facts.pinned,
             memory: Memory {
-                resident_bytes: snapshot.process.resident_bytes,
+                resident_bytes: snapshot.process().resident_bytes,
                 limit_bytes: facts.memory_limit_bytes,
                 process_limit_bytes: facts.process_limit_bytes,
                 store_bytes: cores.iter().map(|core| core.bytes).sum(),
@@ -233,27 +233,22 @@ impl<'a> Cores<'a> {
 }
 
 fn latencies(snapshot: &Snapshot) -> Vec<Latency> {
-    let mut all = Vec::new();
-    for operation in Operation::ALL {
-        for via in Via::ALL {
-            let mut counts = Counts::default();
-            snapshot.add_latencies(operation, via, &mut counts);
-            let count = counts.count();
-            if count > 0 {
-                let filled = counts.buckets().filter(|(_, count)| *count > 0);
-                // What is longer than all bounds is told by twice the greatest.
-                let bound = |bound: Option<u64>| bound.unwrap_or(1 << 35);
-                all.push(Latency {
-                    operation: operation.name(),
-                    via: via.name(),
-                    count,
-                    sum_ns: counts.sum_ns(),
-                    buckets: filled.map(|(upper, count)| (bound(upper), count)).collect(),
-                });
-            }
+    let measured = snapshot
+        .latencies()
+        .filter(|(_, _, counts)| counts.count() > 0);
+    // What is longer than all bounds is told by twice the greatest.
+    let bound = |bound: Option<u64>| bound.unwrap_or(1 << 35);
+    let latency = |(operation, via, counts): (Operation, Via, Counts)| {
+        let filled = counts.buckets().filter(|(_, count)| *count > 0);
+        Latency {
+            operation: operation.name(),
+            via: via.name(),
+            count: counts.count(),
+            sum_ns: counts.sum_ns(),
+            buckets: filled.map(|(upper, count)| (bound(upper), count)).collect(),
         }
-    }
-    all
+    };
+    measured.map(latency).collect()
 }
 
 /// `/config`: what this node goes by. Monitors expect the first eight; `settings` has all

@@ -120,6 +120,22 @@ impl Form {
             head_only: head.method == Method::Head,
         }
     }
+
+    /// With its body, whatever was asked.
+    pub fn whole(connection: Connection) -> Self {
+        Self {
+            connection,
+            head_only: false,
+        }
+    }
+
+    /// The last one on its connection.
+    pub fn last(head_only: bool) -> Self {
+        Self {
+            connection: Connection::Close,
+            head_only,
+        }
+    }
 }
 
 /// What [`Service::admit`] says of a request.

@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::connection::{self, Common, Entry, Limits, Service};
+use super::connection::{self, Common, Entry, Form, Limits, Service};
 use super::control::ControlMessage;
 use super::door::{Door, Visitor};
 use super::errand::{ERRANDS_MAX, Errand};
@@ -53,7 +53,7 @@ use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
 use crate::cluster::{Coordinator, NodeIx, View};
 use crate::hash::{CoreCount, CoreId};
-use crate::http::{Connection, Head, HttpDate, Method};
+use crate::http::{Head, HttpDate};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
 use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts};
@@ -1026,16 +1026,15 @@ impl Core {
         turn: &'a mut Turn,
         view: &'a View,
         date: &'a HttpDate,
-        connection: Connection,
+        form: Form,
     ) -> Writer<'a> {
-        let answers = &mut turn.answers;
         Writer {
-            answers,
+            answers: &mut turn.answers,
             facts: &self.api.facts,
             view,
             date,
-            connection,
-            head_only: false,
+            connection: form.connection,
+            head_only: form.head_only,
         }
     }
 }
@@ -1072,10 +1071,12 @@ impl Service for Rc<Core> {
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {
         self.counters.requests.add(1);
         let connection = self.api.connection(head, self.is_draining(), turn);
+        let form = Form {
+            connection,
+            ..Form::of(head)
+        };
         let (view, date) = (self.view(), self.date.get());
-        let mut writer = self.writer(turn, &view, &date, connection);
-        writer.head_only = head.method == Method::Head;
-        writer.error(error);
+        self.writer(turn, &view, &date, form).error(error);
         // Whoever is not let in does not decide what is recorded.
         if let Some(begun) = self.tracer.begin_request(None) {
             self.record_denied(begun, head, turn);
@@ -1103,9 +1104,8 @@ impl Service for Rc<Core> {
             .add(u64::from(!error.is_about_the_caller()));
         turn.closes = true;
         let (view, date) = (self.view(), self.date.get());
-        let mut writer = self.writer(turn, &view, &date, Connection::Close);
-        writer.head_only = head_only;
-        writer.error(error);
+        let form = Form::last(head_only);
+        self.writer(turn, &view, &date, form).error(error);
         self.end_recording(turn, Via::Local);
     }
 
@@ -1141,7 +1141,8 @@ impl Service for Rc<Core> {
             Job::Browse(request) => {
                 let (scans, silent) = self.browse(link, &request).await;
                 let view = self.view();
-                let mut writer = self.writer(turn, &view, &date, request.connection);
+                let form = Form::whole(request.connection);
+                let mut writer = self.writer(turn, &view, &date, form);
                 request.answer(scans, silent, &mut writer);
                 self.listings.release();
                 let via = match (view.solo(), self.api.cores) {
@@ -1161,7 +1162,7 @@ impl Service for Rc<Core> {
                     Ok(entries) => entries,
                     Err(error) => {
                         let view = self.view();
-                        self.writer(turn, &view, &date, request.connection)
+                        self.writer(turn, &view, &date, Form::whole(request.connection))
                             .error(&error);
                         turn.exchange.reset();
                         self.end_recording(turn, Via::Local);

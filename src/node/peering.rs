@@ -32,7 +32,7 @@ use crate::cluster::coordinator::{Coordinator, Lane};
 use crate::cluster::message;
 use crate::cluster::{NodeIx, View};
 use crate::hash::{CoreCount, CoreId};
-use crate::http::{Connection, Head, Method, Status};
+use crate::http::{Head, Method, Status};
 use crate::peer::client::{Client, Dialing};
 use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
 use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, Watch, handoff};
@@ -305,8 +305,7 @@ impl PeerService {
     fn answer(&self, turn: &mut Turn, form: Form, body: Result<&[u8], &ApiError>) {
         let view = self.0.view();
         let date = self.0.date.get();
-        let mut writer = self.0.writer(turn, &view, &date, form.connection);
-        writer.head_only = form.head_only;
+        let mut writer = self.0.writer(turn, &view, &date, form);
         match body {
             Ok(body) => writer.respond(Status::Ok, "application/octet-stream", body, &[]),
             Err(error) => writer.error(error),
@@ -414,8 +413,7 @@ impl Service for PeerService {
         let mut serving = None;
         if asks_for_health(head) {
             let (view, date) = (core.view(), core.date.get());
-            let mut writer = core.writer(turn, &view, &date, form.connection);
-            writer.head_only = form.head_only;
+            let mut writer = core.writer(turn, &view, &date, form);
             self.health(&mut writer);
             return None;
         }
@@ -473,11 +471,7 @@ impl Service for PeerService {
 
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
         turn.closes = true;
-        let form = Form {
-            connection: Connection::Close,
-            head_only,
-        };
-        self.answer(turn, form, Err(error));
+        self.answer(turn, Form::last(head_only), Err(error));
     }
 
     async fn settle(&self, _link: &Link, _turn: &mut Turn) {}
@@ -525,7 +519,7 @@ impl Service for PeerService {
                 let _ = self.0.control.send(ControlMessage::Drain).await;
                 let date = self.0.date.get();
                 let view = self.0.view();
-                let mut writer = self.0.writer(turn, &view, &date, form.connection);
+                let mut writer = self.0.writer(turn, &view, &date, form);
                 writer.respond(Status::Ok, "text/plain", b"draining", &[]);
                 return;
             }

@@ -4,6 +4,7 @@
 //! control thread leave in [`Sources`]. Nobody waits for it: cells are read relaxed, and
 //! those that publish whole structures skip a time rather than wait.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -142,8 +143,8 @@ impl Sources {
                 })
                 .collect(),
             node: *self.node.lock().unwrap_or_else(PoisonError::into_inner),
-            process: process_usage(),
-            throttling: throttling(),
+            process: OnceCell::new(),
+            throttling: OnceCell::new(),
             sources: Arc::clone(self),
         }
     }
@@ -167,10 +168,8 @@ pub struct Snapshot {
     pub cores: Vec<CoreCounts>,
     /// The cluster.
     pub node: NodeCounts,
-    /// The process, as the kernel accounts for it.
-    pub process: ProcessUsage,
-    /// How the container's quota has held it up.
-    pub throttling: Throttling,
+    process: OnceCell<ProcessUsage>,
+    throttling: OnceCell<Throttling>,
     sources: Arc<Sources>,
 }
 
@@ -195,10 +194,32 @@ impl Snapshot {
         &self.sources.buffers
     }
 
+    /// The process, as the kernel accounts for it: read when it is first asked for.
+    pub fn process(&self) -> &ProcessUsage {
+        self.process.get_or_init(process_usage)
+    }
+
+    /// How the container's quota has held it up, read likewise.
+    pub fn throttling(&self) -> &Throttling {
+        self.throttling.get_or_init(throttling)
+    }
+
     /// Adds how long requests of one kind took, on all cores, to `counts`.
     pub fn add_latencies(&self, operation: Operation, via: Via, counts: &mut Counts) {
         for core in &self.cores {
             core.counters.latencies.add_to(operation, via, counts);
         }
+    }
+
+    /// How long requests of each kind took, on all cores.
+    pub fn latencies(&self) -> impl Iterator<Item = (Operation, Via, Counts)> {
+        let kinds = Operation::ALL
+            .into_iter()
+            .flat_map(|operation| Via::ALL.map(|via| (operation, via)));
+        kinds.map(|(operation, via)| {
+            let mut counts = Counts::default();
+            self.add_latencies(operation, via, &mut counts);
+            (operation, via, counts)
+        })
     }
 }

@@ -7,7 +7,7 @@
 use super::histogram::Counts;
 use super::latency::{Operation, Via};
 use super::logs;
-use super::metric::{Kind, Labels, Metric, Point, Read, Unit, Value};
+use super::metric::{Kind, Metric, Point, Read, Unit, Value};
 use super::snapshot::{CoreCounts, Snapshot};
 
 type OfCore = fn(&CoreCounts) -> u64;
@@ -156,18 +156,18 @@ pub const METRICS: &[Metric] = &[
         vec![Point::info(vec![("pinned", pinned.into()), ("reason", reason.into())])]
     })),
     node("cores", "Data cores", Kind::Gauge, Unit::None, |s| s.facts().cores as u64),
-    node("process.resident_memory", "Memory of the process that is in RAM", Kind::Gauge, Unit::Bytes, |s| s.process.resident_bytes),
-    node("process.virtual_memory", "Address space of the process", Kind::Gauge, Unit::Bytes, |s| s.process.virtual_bytes),
-    node("process.cpu", "CPU time of the process", Kind::Counter, Unit::Milliseconds, |s| s.process.cpu_ms),
-    node("process.threads", "Threads of the process", Kind::Gauge, Unit::None, |s| s.process.threads),
-    node("process.open_fds", "Descriptors that are open", Kind::Gauge, Unit::None, |s| s.process.open_descriptors),
-    node("process.max_fds", "Descriptors that may be open", Kind::Gauge, Unit::None, |s| s.process.descriptors_max),
-    node("process.start_time", "When the process started, in seconds since 1970", Kind::Gauge, Unit::Seconds, |s| s.process.started_s),
+    node("process.resident_memory", "Memory of the process that is in RAM", Kind::Gauge, Unit::Bytes, |s| s.process().resident_bytes),
+    node("process.virtual_memory", "Address space of the process", Kind::Gauge, Unit::Bytes, |s| s.process().virtual_bytes),
+    node("process.cpu", "CPU time of the process", Kind::Counter, Unit::Milliseconds, |s| s.process().cpu_ms),
+    node("process.threads", "Threads of the process", Kind::Gauge, Unit::None, |s| s.process().threads),
+    node("process.open_fds", "Descriptors that are open", Kind::Gauge, Unit::None, |s| s.process().open_descriptors),
+    node("process.max_fds", "Descriptors that may be open", Kind::Gauge, Unit::None, |s| s.process().descriptors_max),
+    node("process.start_time", "When the process started, in seconds since 1970", Kind::Gauge, Unit::Seconds, |s| s.process().started_s),
     node("process_memory_limit", "Memory the whole process may take; 0 when nobody says", Kind::Gauge, Unit::Bytes, |s| s.facts().process_limit_bytes),
     node("memory_limit", "Memory all shards together may hold", Kind::Gauge, Unit::Bytes, |s| s.facts().memory_limit_bytes),
     node("capacity_items", "Items all shards together may hold; 0 for no bound", Kind::Gauge, Unit::None, |s| s.facts().capacity),
-    node("throttled_periods", "Periods in which the container was stopped because its CPU quota was used up", Kind::Counter, Unit::None, |s| s.throttling.periods),
-    node("throttled", "For how long it was stopped", Kind::Counter, Unit::Microseconds, |s| s.throttling.stopped_us),
+    node("throttled_periods", "Periods in which the container was stopped because its CPU quota was used up", Kind::Counter, Unit::None, |s| s.throttling().periods),
+    node("throttled", "For how long it was stopped", Kind::Counter, Unit::Microseconds, |s| s.throttling().stopped_us),
     node("buffer_limit", "What requests and answers of all clients may take while under way", Kind::Gauge, Unit::Bytes, |s| s.buffers().limit() as u64),
     node("buffer_taken", "What cores have taken of it, in chunks", Kind::Gauge, Unit::Bytes, |s| s.buffers().taken() as u64),
     node("connection_buffer_max", "What requests and answers of one client connection may take at most", Kind::Gauge, Unit::Bytes, |s| s.facts().connection_bytes_max),
@@ -328,26 +328,18 @@ pub const METRICS: &[Metric] = &[
 /// The series of `request_duration`: those of operations on one key always, so that rates
 /// have something to start from, the others once there were any.
 fn latencies(snapshot: &Snapshot) -> Vec<Point> {
-    let mut points = Vec::new();
-    for operation in Operation::ALL {
-        let always = matches!(
-            operation,
-            Operation::Get | Operation::Put | Operation::Delete
-        );
-        for via in Via::ALL {
-            let mut counts = Counts::default();
-            snapshot.add_latencies(operation, via, &mut counts);
-            if always || counts.count() > 0 {
-                let labels: Labels = vec![
-                    ("operation", operation.name().into()),
-                    ("via", via.name().into()),
-                ];
-                let value = Value::Histogram(counts);
-                points.push(Point { labels, value });
-            }
-        }
-    }
-    points
+    let on_one_key = [Operation::Get, Operation::Put, Operation::Delete];
+    let shown = snapshot
+        .latencies()
+        .filter(|(operation, _, counts)| on_one_key.contains(operation) || counts.count() > 0);
+    let point = |(operation, via, counts): (Operation, Via, Counts)| Point {
+        labels: vec![
+            ("operation", operation.name().into()),
+            ("via", via.name().into()),
+        ],
+        value: Value::Histogram(counts),
+    };
+    shown.map(point).collect()
 }
 
 /// Fields of `/dist/metrics` that monitors expect and that are always 0 here: digests are

@@ -32,6 +32,7 @@ use super::config::Config;
 use super::metrics::Period;
 use super::{metrics, resource, spans};
 use crate::cluster::rng::Rng;
+use crate::runtime::process_usage;
 use crate::telemetry::export::ExportCounters;
 use crate::telemetry::snapshot::Sources;
 use crate::telemetry::trace::{Spans, Tracing};
@@ -91,15 +92,13 @@ impl Exporter {
     /// When there is none to be had.
     pub fn start(self, sources: Arc<Sources>) -> io::Result<Handle> {
         let ended = Arc::new(AtomicBool::new(false));
-        // Some collectors take a key in the path.
-        let url = |client: &Client| client.authority();
         tracing::info!(
-            metrics = self.metrics.as_ref().map(url),
-            traces = self.spans.as_ref().map(|(client, _)| url(client)),
+            metrics = self.metrics.as_ref().map(Client::authority),
+            traces = self.spans.as_ref().map(|(client, _)| client.authority()),
             "telemetry is exported"
         );
         let resource = resource(&sources.facts.node_id, &self.config.attributes);
-        let started_s = sources.snapshot().process.started_s;
+        let started_s = process_usage().started_s;
         let (done, is_done) = mpsc::channel();
         let now = Instant::now();
         let work = Work {
