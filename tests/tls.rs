@@ -26,6 +26,9 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
+/// Each core takes over what has changed in its own time: where one connection has seen it
+/// and the next must, they are to meet the same core.
+const ONE_CORE: (&str, &str) = ("HYPERCACHE_CORES", "1");
 const SOON: (&str, &str) = ("HYPERCACHE_RELOAD_INTERVAL", "10ms");
 const POLICY: &str = "HYPERCACHE_AUTH_CONFIG";
 
@@ -227,7 +230,7 @@ fn where_a_certificate_is_required_nobody_is_served_without() {
 #[test]
 fn a_new_certificate_is_shown_without_a_restart_and_a_broken_one_is_not() {
     let setup = Setup::new();
-    let node = setup.start(&[("API", PAIR)], &[SOON]);
+    let node = setup.start(&[("API", PAIR)], &[SOON, ONE_CORE]);
     let old = setup.trusting();
     let mut open = connect(&node.api, &old).unwrap();
     let serial = |config: &Arc<ClientConfig>| {
@@ -258,7 +261,7 @@ fn who_is_not_vouched_for_any_more_is_expelled_from_an_open_connection() {
         "policy",
         "cert_identities: [{subject_cn: batch, scopes: [read]}]\nallow_anonymous: true\n",
     );
-    let node = setup.start(&[("API", MUTUAL)], &[(POLICY, &policy), SOON]);
+    let node = setup.start(&[("API", MUTUAL)], &[(POLICY, &policy), SOON, ONE_CORE]);
     let batch = setup.authority.client("batch");
     let showing = setup.showing(&batch);
     let mut client = connect(&node.api, &showing).unwrap();
