@@ -60,6 +60,11 @@ pub struct Told {
 }
 
 impl Told {
+    /// Items that went either way.
+    pub fn moved(&self) -> u64 {
+        self.pulled + self.pushed
+    }
+
     /// Whether data went to where it belongs, beyond what differed.
     pub fn has_transfer(&self) -> bool {
         self.copied > 0 || self.handed_over > 0

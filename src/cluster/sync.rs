@@ -121,8 +121,6 @@ struct Session {
     counts: bool,
     /// Whether it does not count at all, because others are read from since it began.
     void: bool,
-    /// Items that went either way.
-    moved: u64,
     /// What it did.
     told: Told,
     to_compare: VecDeque<PartitionId>,
@@ -534,7 +532,7 @@ impl Coordinator {
         let (started, compared) = (session.started, session.compared);
         session.stop();
         let told = session.told;
-        let (failed, moved, took) = (session.failed, session.moved, now.since(session.started));
+        let (failed, moved, took) = (session.failed, told.moved(), now.since(session.started));
         session.backoff = match moved {
             0 if !failed && !session.hurried => (session.backoff * 2).min(BACKOFF_MAX),
             _ => 1,

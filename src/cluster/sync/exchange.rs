@@ -272,9 +272,7 @@ impl Coordinator {
             told.copied += pulled;
             told.copied_bytes += bytes as u64;
         }
-        let session = self.sync.session(node);
-        session.moved += pulled;
-        session.told.pulled += pulled;
+        self.sync.session(node).told.pulled += pulled;
         refused
     }
 
@@ -407,7 +405,6 @@ impl Coordinator {
             self.sync.counters.keys_pushed += 1;
             let session = self.sync.session(node);
             session.offers_open += 1;
-            session.moved += 1;
             session.told.pushed += 1;
             session.told.handed_over += u64::from(is_retired);
         }

@@ -101,6 +101,9 @@ pub const VARIABLES: &[Variable] = &[
     variable("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "512", "a whole number from 1 to OTEL_BSP_MAX_QUEUE_SIZE"),
 ];
 
+/// As many spans as may wait.
+const SPANS_MAX: usize = 65_536;
+
 /// Header fields that requests have anyway.
 const OWN_HEADERS: &[&str] = &[
     "connection",
@@ -110,10 +113,6 @@ const OWN_HEADERS: &[&str] = &[
     "host",
     "transfer-encoding",
 ];
-
-/// The share of traces that is recorded when nobody says: a cache serves far too many
-/// requests to record each.
-const RATIO_UNASKED: f64 = 0.01;
 
 /// What is exported, and how.
 #[derive(Clone, Debug)]
@@ -191,20 +190,6 @@ impl Config {
         Given(env.collect()).config()
     }
 
-    /// Exports nothing.
-    pub fn off() -> Self {
-        Self {
-            traces: None,
-            metrics: None,
-            attributes: Vec::new(),
-            sampler: Sampler::ratio(true, RATIO_UNASKED),
-            metrics_interval: Duration::from_secs(60),
-            spans_delay: Duration::from_secs(5),
-            spans_queue: 1,
-            spans_batch: 1,
-        }
-    }
-
     /// Whether nothing is exported.
     pub fn is_off(&self) -> bool {
         self.traces.is_none() && self.metrics.is_none()
@@ -235,31 +220,29 @@ struct Given(HashMap<&'static str, OsString>);
 impl Given {
     fn config(&self) -> Result<Config, ConfigError> {
         if self.get("OTEL_SDK_DISABLED", boolean)? == Some(true) {
-            return Ok(Config::off());
+            // As if nothing was given: then there is nowhere to export to.
+            return Self(HashMap::new()).config();
         }
-        let interval = |name, unasked| {
-            let given = self.get(name, milliseconds)?;
-            Ok(given.unwrap_or(Duration::from_millis(unasked)))
-        };
+        let interval = |name| self.or_default(name, milliseconds);
         self.refuse_what_is_not_offered()?;
-        let queue = "OTEL_BSP_MAX_QUEUE_SIZE";
-        let spans_queue = self.get(queue, |text| number(text, 65_536))?;
-        let spans_queue = spans_queue.unwrap_or(2048);
+        let size = |text: &str| number(text, SPANS_MAX);
+        let spans_queue = self.or_default("OTEL_BSP_MAX_QUEUE_SIZE", size)?;
         let batch = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE";
-        let spans_batch = self.get(batch, |text| number(text, spans_queue))?;
-        let (metrics_most, spans_most) = (
-            interval("OTEL_METRIC_EXPORT_TIMEOUT", 30_000)?,
-            interval("OTEL_BSP_EXPORT_TIMEOUT", 30_000)?,
-        );
+        let spans_batch = match self.get(batch, |text| number(text, spans_queue))? {
+            Some(given) => given,
+            None => self.or_default(batch, size)?.min(spans_queue),
+        };
+        let metrics_most = interval("OTEL_METRIC_EXPORT_TIMEOUT")?;
+        let spans_most = interval("OTEL_BSP_EXPORT_TIMEOUT")?;
         Ok(Config {
             traces: self.target(TRACES, spans_most)?,
             metrics: self.target(METRICS, metrics_most)?,
             attributes: self.attributes()?,
             sampler: self.sampler()?,
-            metrics_interval: interval("OTEL_METRIC_EXPORT_INTERVAL", 60_000)?,
-            spans_delay: interval("OTEL_BSP_SCHEDULE_DELAY", 5_000)?,
+            metrics_interval: interval("OTEL_METRIC_EXPORT_INTERVAL")?,
+            spans_delay: interval("OTEL_BSP_SCHEDULE_DELAY")?,
             spans_queue,
-            spans_batch: spans_batch.unwrap_or(512.min(spans_queue)),
+            spans_batch,
         })
     }
 
@@ -276,6 +259,21 @@ impl Given {
         parsed
             .map(Some)
             .ok_or_else(|| refused(name, &value.to_string_lossy()))
+    }
+
+    /// The same, or its default where it is not given.
+    fn or_default<T>(
+        &self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, ConfigError> {
+        match self.get(name, &parse)? {
+            Some(value) => Ok(value),
+            None => {
+                let default = find(name).default;
+                parse(default).ok_or_else(|| refused(name, default))
+            }
+        }
     }
 
     /// The variable of one kind of telemetry, or else that of all, and which it was.
@@ -305,8 +303,10 @@ impl Given {
         let wanted = self.get(exporter, |text| choice(text, &["none", "otlp"]))?;
         self.either(signal, "PROTOCOL", |text| choice(text, &["http/protobuf"]))?;
         self.either(signal, "COMPRESSION", |text| choice(text, &["none"]))?;
-        let timeout = self.either(signal, "TIMEOUT", milliseconds)?;
-        let timeout = timeout.map_or(Duration::from_secs(10), |(_, timeout)| timeout);
+        let timeout = match self.either(signal, "TIMEOUT", milliseconds)? {
+            Some((_, timeout)) => timeout,
+            None => self.or_default("OTEL_EXPORTER_OTLP_TIMEOUT", milliseconds)?,
+        };
         let headers = self.either(signal, "HEADERS", headers)?;
         let path = |text: &str| Some(PathBuf::from(text));
         let certificate = self.either(signal, "CERTIFICATE", path)?;
@@ -337,10 +337,11 @@ impl Given {
     }
 
     fn sampler(&self) -> Result<Sampler, ConfigError> {
-        let ratio = self.get("OTEL_TRACES_SAMPLER_ARG", |text| {
+        let share = |text: &str| {
             let ratio: f64 = text.parse().ok()?;
             (0.0..=1.0).contains(&ratio).then_some(ratio)
-        })?;
+        };
+        let ratio = self.get("OTEL_TRACES_SAMPLER_ARG", share)?;
         let asked = self.get("OTEL_TRACES_SAMPLER", |text| {
             let own = text.strip_prefix("parentbased_");
             let root = match own.unwrap_or(text) {
@@ -352,7 +353,14 @@ impl Given {
             };
             Some(Sampler::ratio(own.is_some(), root))
         })?;
-        Ok(asked.unwrap_or_else(|| Sampler::ratio(true, ratio.unwrap_or(RATIO_UNASKED))))
+        match asked {
+            Some(asked) => Ok(asked),
+            // A cache serves far too many requests to record each when nobody says so.
+            None => {
+                let ratio = self.or_default("OTEL_TRACES_SAMPLER_ARG", share)?;
+                Ok(Sampler::ratio(true, ratio))
+            }
+        }
     }
 
     fn attributes(&self) -> Result<Vec<(String, String)>, ConfigError> {
