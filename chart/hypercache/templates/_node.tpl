@@ -1,0 +1,190 @@
+{{/*
+How a node is set up: its environment, the files it reads and how it is probed. Every variable
+that stands here is one of `hypercache --help`; tests have the binary check them.
+*/}}
+
+{{/* What a node has to hand over its data and end: the rest of the grace period. */}}
+{{- define "hypercache.shutdownSeconds" -}}
+{{ sub (int64 .Values.terminationGracePeriodSeconds) (add (int64 .Values.preStopSleepSeconds) 10) }}
+{{- end }}
+
+{{/*
+The same list for every pod, of the first pods only: what it says does not depend on how many
+there are besides, and a change of replicaCount beyond them restarts nobody.
+*/}}
+{{- define "hypercache.seeds" -}}
+{{- $seeds := list -}}
+{{- range $ordinal := until (int (min .Values.replicaCount .Values.cluster.seedPods)) -}}
+{{- $pod := printf "%s-%d" (include "hypercache.fullname" $) $ordinal -}}
+{{- $seeds = append $seeds (printf "%s@%s.%s:%d" $pod $pod (include "hypercache.podDomain" $) (int $.Values.ports.dist)) -}}
+{{- end -}}
+{{ join "," $seeds }}
+{{- end }}
+
+{{/*
+Where the bearer token is, as a dict of `secret`, `key`, and `single`, whose value is one token;
+empty without one.
+*/}}
+{{- define "hypercache.token" -}}
+{{- $token := .Values.auth.token -}}
+{{- if $token.existingSecret -}}
+{{- $single := default $token.existingSecretKey $token.existingSecretScrapeKey -}}
+{{ dict "secret" $token.existingSecret "key" $token.existingSecretKey "single" $single | toYaml }}
+{{- else if $token.value -}}
+{{ dict "secret" (printf "%s-auth" (include "hypercache.fullname" .)) "key" "token" "single" "token" | toYaml }}
+{{- end }}
+{{- end }}
+
+{{/*
+The Secrets that a node reads as files, as a list of `name`, `secret` and `items`; each is mounted
+at /etc/hypercache/<name>. Under their variables' names, since the program has its own.
+*/}}
+{{- define "hypercache.mounts" -}}
+{{- $mounts := list -}}
+{{- with include "hypercache.token" . | fromYaml -}}
+{{- if and .secret (eq $.Values.auth.token.from "file") -}}
+{{- $mounts = append $mounts (dict "name" "token" "secret" .secret "files" (dict "token" .key)) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.auth.peerToken -}}
+{{- if .existingSecret -}}
+{{- $mounts = append $mounts (dict "name" "peer-token" "secret" .existingSecret "files" (dict "token" .existingSecretKey)) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.auth.policy -}}
+{{- if .existingSecret -}}
+{{- $mounts = append $mounts (dict "name" "policy" "secret" .existingSecret "files" (dict "policy.yaml" .existingSecretKey)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "client" "mgmt" "peer" -}}
+{{- with get $.Values.tls $name -}}
+{{- if .existingSecret -}}
+{{- $files := dict "tls.crt" .certKey "tls.key" .keyKey -}}
+{{- if .caKey }}{{ $files = set $files "ca.crt" .caKey }}{{ end -}}
+{{- $mounts = append $mounts (dict "name" (printf "tls-%s" $name) "secret" .existingSecret "files" $files) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{ toYaml $mounts }}
+{{- end }}
+
+{{- define "hypercache.environment" -}}
+- name: HYPERCACHE_NODE_ID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+{{- $set := dict -}}
+{{- $set = set $set "HYPERCACHE_API_ADDR" (printf ":%d" (int .Values.ports.api)) -}}
+{{- $set = set $set "HYPERCACHE_MGMT_ADDR" (printf ":%d" (int .Values.ports.mgmt)) -}}
+{{- $set = set $set "HYPERCACHE_DIST_ADDR" (printf "$(HYPERCACHE_NODE_ID).%s:%d" (include "hypercache.podDomain" .) (int .Values.ports.dist)) -}}
+{{- $set = set $set "HYPERCACHE_SEEDS" (include "hypercache.seeds" .) -}}
+{{- with .Values.cluster -}}
+{{- $set = set $set "HYPERCACHE_REPLICATION" .replicationFactor -}}
+{{- $set = set $set "HYPERCACHE_CAPACITY" .capacity -}}
+{{- $set = set $set "HYPERCACHE_HEARTBEAT" .heartbeat -}}
+{{- $set = set $set "HYPERCACHE_INDIRECT_PROBE_K" .indirectProbeK -}}
+{{- $set = set $set "HYPERCACHE_HINT_TTL" .hintTTL -}}
+{{- $set = set $set "HYPERCACHE_HINT_REPLAY" .hintReplay -}}
+{{- $set = set $set "HYPERCACHE_REBALANCE_INTERVAL" .rebalanceInterval -}}
+{{- $set = set $set "HYPERCACHE_LOG_LEVEL" .logLevel -}}
+{{- end -}}
+{{- $set = set $set "HYPERCACHE_SHUTDOWN_TIMEOUT" (printf "%ss" (include "hypercache.shutdownSeconds" .)) -}}
+{{- if .Values.cpuPinning.requireExclusive -}}
+{{- $set = set $set "HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS" "true" -}}
+{{- end -}}
+{{- if .Values.ioUring.enabled -}}
+{{- $set = set $set "HYPERCACHE_IO_DRIVER" "io_uring" -}}
+{{- end -}}
+{{- with .Values.auth.oidc -}}
+{{- if .issuer -}}
+{{- $set = set $set "HYPERCACHE_OIDC_ISSUER" .issuer -}}
+{{- $set = set $set "HYPERCACHE_OIDC_AUDIENCE" .audience -}}
+{{- $set = set $set "HYPERCACHE_OIDC_IDENTITY_CLAIM" .identityClaim -}}
+{{- $set = set $set "HYPERCACHE_OIDC_SCOPE_CLAIM" .scopeClaim -}}
+{{- end -}}
+{{- end -}}
+{{- $files := dict "token" "HYPERCACHE_AUTH_TOKEN_FILE" "peer-token" "HYPERCACHE_PEER_TOKEN_FILE" "policy" "HYPERCACHE_AUTH_CONFIG" -}}
+{{- $tls := dict "tls-client" "HYPERCACHE_API_TLS" "tls-mgmt" "HYPERCACHE_MGMT_TLS" "tls-peer" "HYPERCACHE_PEER_TLS" -}}
+{{- range include "hypercache.mounts" . | fromYamlArray -}}
+{{- $at := printf "/etc/hypercache/%s" .name -}}
+{{- if hasKey $files .name -}}
+{{- $set = set $set (get $files .name) (printf "%s/%s" $at (keys .files | first)) -}}
+{{- else -}}
+{{- $prefix := get $tls .name -}}
+{{- $set = set $set (printf "%s_CERT" $prefix) (printf "%s/tls.crt" $at) -}}
+{{- $set = set $set (printf "%s_KEY" $prefix) (printf "%s/tls.key" $at) -}}
+{{- if hasKey .files "ca.crt" -}}
+{{- $ca := ternary "CA" "CLIENT_CA" (eq .name "tls-peer") -}}
+{{- $set = set $set (printf "%s_%s" $prefix $ca) (printf "%s/ca.crt" $at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.tls.client.existingSecret .Values.tls.client.caKey -}}
+{{- $set = set $set "HYPERCACHE_API_TLS_CLIENT_AUTH" .Values.tls.client.clientAuth -}}
+{{- end -}}
+{{- if .Values.tls.peer.existingSecret -}}
+{{- $set = set $set "HYPERCACHE_PEER_TLS_MODE" .Values.tls.peer.mode -}}
+{{- if .Values.tls.peer.serverName -}}
+{{- $set = set $set "HYPERCACHE_PEER_TLS_SERVER_NAME" .Values.tls.peer.serverName -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := .Values.settings -}}
+{{- $set = set $set $name $value -}}
+{{- end -}}
+{{- range $name, $value := $set }}
+- name: {{ $name }}
+  value: {{ include "hypercache.plain" $value | quote }}
+{{- end }}
+{{- if (.Values.resources.limits | default dict).memory }}
+- name: CONTAINER_MEMORY
+  valueFrom:
+    resourceFieldRef:
+      resource: limits.memory
+- name: HYPERCACHE_MEMORY_LIMIT
+  value: "{{ .Values.cluster.memoryShare }}% of $(CONTAINER_MEMORY)"
+{{- end }}
+{{- with include "hypercache.token" . | fromYaml }}
+{{- if and .secret (eq $.Values.auth.token.from "environment") }}
+- name: HYPERCACHE_AUTH_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ .key }}
+{{- end }}
+{{- end }}
+{{- with .Values.otlp.endpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+- name: KUBERNETES_NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: "k8s.namespace.name={{ $.Release.Namespace }},k8s.statefulset.name={{ include "hypercache.fullname" $ }},k8s.pod.name=$(HYPERCACHE_NODE_ID),k8s.node.name=$(KUBERNETES_NODE_NAME)"
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/*
+Probes show neither credentials nor certificates. Where the client port or the peer port insists
+on a certificate, the management port is asked instead: it asks for one, and takes none.
+*/}}
+{{- define "hypercache.liveProbe" -}}
+{{- $client := .Values.tls.client -}}
+{{- $insists := and $client.existingSecret $client.caKey (eq $client.clientAuth "require") -}}
+httpGet:
+  path: /healthz
+  port: {{ ternary "mgmt" "api" (not (empty $insists)) }}
+  scheme: {{ ternary "HTTP" "HTTPS" (empty (ternary .Values.tls.mgmt $client (not (empty $insists))).existingSecret) }}
+{{- end }}
+
+{{- define "hypercache.readyProbe" -}}
+{{- $peer := .Values.tls.peer -}}
+{{- $insists := and $peer.existingSecret (eq $peer.mode "require") -}}
+httpGet:
+  path: /health
+  port: {{ ternary "mgmt" "dist" (not (empty $insists)) }}
+  scheme: {{ ternary "HTTPS" "HTTP" (and (not (empty $insists)) (not (empty .Values.tls.mgmt.existingSecret))) }}
+{{- end }}

@@ -1,0 +1,88 @@
+{{/* Refuses values that would make a cluster that does not keep its word. */}}
+{{- define "hypercache.validate" -}}
+{{- include "hypercache.validateQos" . -}}
+{{- include "hypercache.validateDisruptions" . -}}
+{{- include "hypercache.validateTermination" . -}}
+{{- include "hypercache.validateCredentials" . -}}
+{{- include "hypercache.validateServices" . -}}
+{{- end }}
+
+{{- define "hypercache.validateQos" -}}
+{{- $limits := .Values.resources.limits | default dict -}}
+{{- $requests := .Values.resources.requests | default dict -}}
+{{- if .Values.cpuPinning.enabled -}}
+{{- $otherwise := "Or set cpuPinning.enabled=false and do without CPUs of its own." -}}
+{{- if not $limits.cpu -}}
+{{- fail (printf "resources.limits.cpu is not set, so the pod would not be Guaranteed: set it to a whole number of cores. %s" $otherwise) -}}
+{{- end -}}
+{{- $milli := include "hypercache.milliCpu" $limits.cpu | int64 -}}
+{{- if or (lt $milli 1000) (ne (mod $milli 1000) 0) -}}
+{{- fail (printf "resources.limits.cpu=%v is no whole number of cores, so no kubelet would give them to the pod alone: set it to 1, 2, 4 …. %s" $limits.cpu $otherwise) -}}
+{{- end -}}
+{{- if not $limits.memory -}}
+{{- fail (printf "resources.limits.memory is not set, so the pod would not be Guaranteed: set it, for example to 4Gi. %s" $otherwise) -}}
+{{- end -}}
+{{- if and $requests.cpu (ne (include "hypercache.milliCpu" $requests.cpu) (include "hypercache.milliCpu" $limits.cpu)) -}}
+{{- fail (printf "resources.requests.cpu=%v is not resources.limits.cpu=%v, so the pod would not be Guaranteed: set both to the same, or the limit alone. %s" $requests.cpu $limits.cpu $otherwise) -}}
+{{- end -}}
+{{- if and $requests.memory (ne (include "hypercache.bytes" $requests.memory) (include "hypercache.bytes" $limits.memory)) -}}
+{{- fail (printf "resources.requests.memory=%v is not resources.limits.memory=%v, so the pod would not be Guaranteed: set both to the same, or the limit alone. %s" $requests.memory $limits.memory $otherwise) -}}
+{{- end -}}
+{{- else if .Values.cpuPinning.requireExclusive -}}
+{{- fail "cpuPinning.requireExclusive=true needs cpuPinning.enabled=true: shared CPUs would keep every node from starting" -}}
+{{- end -}}
+{{- if and $limits.memory (lt (include "hypercache.bytes" $limits.memory | int64) 67108864) -}}
+{{- fail (printf "resources.limits.memory=%v is too little for a node: set at least 64Mi, better 1Gi" $limits.memory) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "hypercache.validateDisruptions" -}}
+{{- $budget := .Values.podDisruptionBudget -}}
+{{- $pods := int64 .Values.replicaCount -}}
+{{- if $budget.enabled -}}
+{{- if and (not (kindIs "invalid" $budget.minAvailable)) (not (kindIs "invalid" $budget.maxUnavailable)) -}}
+{{- fail "podDisruptionBudget has minAvailable and maxUnavailable: set one of them" -}}
+{{- end -}}
+{{- if not (kindIs "invalid" $budget.minAvailable) -}}
+{{- if ge (include "hypercache.podsOf" (dict "value" $budget.minAvailable "pods" $pods) | int64) $pods -}}
+{{- fail (printf "podDisruptionBudget.minAvailable=%v of %d pods would block every eviction, and no machine could be drained: set at most %d, or leave it out for that" (include "hypercache.plain" $budget.minAvailable) $pods (sub $pods 1)) -}}
+{{- end -}}
+{{- end -}}
+{{- if not (kindIs "invalid" $budget.maxUnavailable) -}}
+{{- if lt (include "hypercache.podsOf" (dict "value" $budget.maxUnavailable "pods" $pods) | int64) 1 -}}
+{{- fail (printf "podDisruptionBudget.maxUnavailable=%v would block every eviction, and no machine could be drained: set at least 1" (include "hypercache.plain" $budget.maxUnavailable)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "hypercache.validateTermination" -}}
+{{- if lt (include "hypercache.shutdownSeconds" . | int64) 5 -}}
+{{- fail (printf "terminationGracePeriodSeconds=%d leaves a node no time to hand over its data: set at least %d (preStopSleepSeconds, 10 to spare and 5), better 45" (int64 .Values.terminationGracePeriodSeconds) (add (int64 .Values.preStopSleepSeconds) 15)) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "hypercache.validateCredentials" -}}
+{{- $token := .Values.auth.token -}}
+{{- if regexMatch "[^!-~\r\n]" $token.value -}}
+{{- fail "auth.token.value has characters that no header can carry: set visible ASCII characters without spaces, for example by $(openssl rand -base64 32)" -}}
+{{- end -}}
+{{- $oidc := .Values.auth.oidc -}}
+{{- if ne (empty $oidc.issuer) (empty $oidc.audience) -}}
+{{- fail "auth.oidc.issuer and auth.oidc.audience go together: set both or neither" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "hypercache.validateServices" -}}
+{{- if eq .Values.service.client.type "ClusterIP" -}}
+{{- range $name := list "nodePort" "loadBalancerClass" "loadBalancerSourceRanges" "externalTrafficPolicy" -}}
+{{- if get $.Values.service.client $name -}}
+{{- fail (printf "service.client.%s needs service.client.type=LoadBalancer or NodePort" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $ports := list .Values.ports.api .Values.ports.mgmt .Values.ports.dist -}}
+{{- if ne (len (uniq $ports)) 3 -}}
+{{- fail (printf "ports.api=%v, ports.mgmt=%v, ports.dist=%v: a pod listens on three ports, set three" (index $ports 0) (index $ports 1) (index $ports 2)) -}}
+{{- end -}}
+{{- end }}
