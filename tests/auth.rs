@@ -123,7 +123,7 @@ fn every_route_of_the_management_listener_but_health_wants_to_know_who_asks() {
     );
     for endpoint in routes::ENDPOINTS {
         let Some(wanted) = endpoint.scope else {
-            assert!(["/", "/health"].contains(&endpoint.path));
+            assert!(["/", "/health", "/healthz"].contains(&endpoint.path));
             continue;
         };
         let (method, path) = (endpoint.method.name(), endpoint.path);

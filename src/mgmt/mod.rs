@@ -469,6 +469,7 @@ impl Service for Serving {
         match operation {
             Operation::Dashboard => self.dashboard.answer(&mut writer),
             Operation::Health => self.health(&mut writer),
+            Operation::Liveness => writer.respond(Status::Ok, "text/plain", b"ok", &[]),
             Operation::Members => writer.json(Status::Ok, &Members::of(&view)),
             Operation::Ring => writer.json(Status::Ok, &Ring::of(&view)),
             Operation::Heartbeat => {

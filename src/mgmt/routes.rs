@@ -13,6 +13,8 @@ pub enum Operation {
     Dashboard,
     /// `GET /health`
     Health,
+    /// `GET /healthz`
+    Liveness,
     /// `GET /metrics`
     Metrics,
     /// `GET /cluster/members`
@@ -90,6 +92,7 @@ const OPEN: Option<Scope> = None;
 pub const ENDPOINTS: &[Endpoint] = &[
     get("/", Operation::Dashboard, OPEN),
     get("/health", Operation::Health, OPEN),
+    get("/healthz", Operation::Liveness, OPEN),
     get("/metrics", Operation::Metrics, READ),
     get("/cluster/members", Operation::Members, READ),
     get("/cluster/ring", Operation::Ring, READ),

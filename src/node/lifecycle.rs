@@ -62,12 +62,7 @@ use crate::telemetry::otlp::Exporter;
 use crate::telemetry::security::SecurityCounters;
 use crate::telemetry::snapshot::{ProcessFacts, Sources};
 
-/// The share of the container's (or machine's) memory the shards may hold, in
-/// percent: the rest is for connections, answers under way, and what the
-/// allocator cannot reuse.
-const MEMORY_SHARE_PERCENT: u64 = 70;
-
-/// What the shards may hold when no limit can be read anywhere.
+/// What the process is taken to have when no limit can be read anywhere.
 const MEMORY_FALLBACK: u64 = 1 << 30;
 
 /// Descriptors of one thread that are no connections: its ring, listeners, wake-ups.
@@ -160,9 +155,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let mgmt_address = local_address(&mgmt_listener)?;
     raise_descriptor_limit(descriptors_max(settings.connections, cores));
 
+    let process_limit = runtime::memory_limit_bytes();
     let memory_limit = settings
         .memory_limit
-        .map_or_else(memory_share, |limit| limit.0);
+        .bytes_of(process_limit.unwrap_or(MEMORY_FALLBACK));
     let facts = Arc::new(node_facts(settings));
     let identity = identity(settings, client_address, peer_address);
     let now = wall_time();
@@ -259,7 +255,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         pinned: plan.pinned,
         cores_reason: plan.reason.to_string(),
         memory_limit_bytes: memory_limit,
-        process_limit_bytes: runtime::memory_limit_bytes().unwrap_or(0),
+        process_limit_bytes: process_limit.unwrap_or(0),
         capacity: settings.capacity as u64,
         connection_bytes_max: limits(settings).connection_bytes_max() as u64,
     };
@@ -321,6 +317,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         "serving"
     );
     warn_of_what_is_open(settings, &security);
+    warn_of_too_little_memory(settings, memory_limit, process_limit);
     let audience = Audience {
         mailboxes: mailboxes.clone(),
         control: control_sender.clone(),
@@ -390,9 +387,19 @@ fn plan_cores(settings: &Settings) -> Result<CorePlan, StartError> {
     Ok(plan)
 }
 
-fn memory_share() -> u64 {
-    runtime::memory_limit_bytes()
-        .map_or(MEMORY_FALLBACK, |bytes| bytes / 100 * MEMORY_SHARE_PERCENT)
+/// Says when the kernel may end this process although every bound is kept.
+fn warn_of_too_little_memory(settings: &Settings, items: u64, process: Option<u64>) {
+    let [requests, hints] = [settings.buffer_limit.0, settings.hint_bytes.0];
+    let needed = items.saturating_add(requests).saturating_add(hints);
+    if process.is_some_and(|process| needed > process) {
+        tracing::warn!(
+            items_bytes = items,
+            requests_bytes = requests,
+            hints_bytes = hints,
+            process_bytes = process,
+            "items, requests under way and hints may together take more memory than there is"
+        );
+    }
 }
 
 /// How many descriptors may be open at once, in a cluster as large as may be.

@@ -18,7 +18,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use table::{Setting, TABLE};
-pub use value::{ByteSize, ListenAddr, Seed};
+pub use value::{ByteSize, ListenAddr, MemoryLimit, Seed};
 
 use crate::cluster::Consistency;
 use crate::runtime::DriverChoice;
@@ -73,8 +73,7 @@ pub struct Settings {
     pub cores: Option<usize>,
     pub require_exclusive_cpus: bool,
     pub io_driver: DriverChoice,
-    /// `None` is a share of what the container or the machine has.
-    pub memory_limit: Option<ByteSize>,
+    pub memory_limit: MemoryLimit,
     pub eviction: EvictionPolicy,
     pub value_limit: ByteSize,
     pub body_limit: ByteSize,
@@ -320,9 +319,7 @@ impl Given {
                 .map(|n| n as usize),
             require_exclusive_cpus: self.get("HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS", boolean)?,
             io_driver: self.get("HYPERCACHE_IO_DRIVER", io_driver)?,
-            memory_limit: self.get("HYPERCACHE_MEMORY_LIMIT", |v| {
-                auto(v, |v| bytes(v, 16 << 20..=1 << 50))
-            })?,
+            memory_limit: self.get("HYPERCACHE_MEMORY_LIMIT", MemoryLimit::parse)?,
             eviction: self.get("HYPERCACHE_EVICTION", |v| v.parse().ok())?,
             value_limit: self.get("HYPERCACHE_VALUE_LIMIT", |v| bytes(v, 1..=1 << 30))?,
             body_limit: self.get("HYPERCACHE_BODY_LIMIT", |v| bytes(v, 1..=1 << 30))?,

@@ -99,8 +99,8 @@ pub const TABLE: &[Setting] = &[
     setting(
         "HYPERCACHE_MEMORY_LIMIT",
         "auto",
-        "auto, or bytes such as 512MiB, at least 16MiB",
-        "bytes the items may take, overhead included; auto is 70 % of the container's memory",
+        "auto, bytes such as 512MiB, a share such as 70%, or 70% of 4Gi; at least 16MiB, 10 to 90%",
+        "what the items may take, overhead included; auto is 70% of the container's memory",
     ),
     setting(
         "HYPERCACHE_EVICTION",

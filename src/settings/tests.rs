@@ -217,7 +217,43 @@ fn sizes_take_binary_units() {
         ("33554432", 33_554_432),
     ] {
         let read = settings(&["--memory-limit", text], &[]);
-        assert_eq!(read.memory_limit, Some(ByteSize(bytes)), "{text}");
+        assert_eq!(
+            read.memory_limit,
+            MemoryLimit::Bytes(ByteSize(bytes)),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn the_memory_limit_may_be_a_share_of_what_there_is() {
+    let process = 1000 << 20;
+    for (text, mib) in [
+        ("auto", 700),
+        ("70%", 700),
+        ("10%", 100),
+        ("50% of 4Gi", 2048),
+        ("70% of 104857600", 70),
+        ("512MiB", 512),
+    ] {
+        let read = settings(&["--memory-limit", text], &[]);
+        let bytes = read.memory_limit.bytes_of(process);
+        assert!(bytes.abs_diff(mib << 20) < 100, "{text}: {bytes}");
+    }
+    for text in [
+        "9%",
+        "91%",
+        "%",
+        "70 %",
+        "70%of 4Gi",
+        "70% of",
+        "70% of 4Gi x",
+        "70% of 16Mi",
+    ] {
+        assert!(
+            refusal(&["--memory-limit", text], &[]).starts_with("--memory-limit"),
+            "{text}"
+        );
     }
 }
 

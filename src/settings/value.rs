@@ -110,6 +110,56 @@ pub(super) fn bytes(text: &str, range: RangeInclusive<u64>) -> Option<ByteSize> 
     range.contains(&value).then_some(ByteSize(value))
 }
 
+/// What the items of a node may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// So much.
+    Bytes(ByteSize),
+    /// A part of what the process may take.
+    Share {
+        /// How large a part.
+        percent: u64,
+        /// What the process may take; when `None`, what its container or the machine has.
+        of: Option<ByteSize>,
+    },
+}
+
+impl MemoryLimit {
+    /// The rest is for connections, answers under way, hints, and what the allocator cannot
+    /// reuse.
+    const AUTO: Self = Self::Share {
+        percent: 70,
+        of: None,
+    };
+    const LEAST: u64 = 16 << 20;
+    const MOST: u64 = 1 << 50;
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        if text == "auto" {
+            return Some(Self::AUTO);
+        }
+        let Some((percent, of)) = text.split_once('%') else {
+            return bytes(text, Self::LEAST..=Self::MOST).map(Self::Bytes);
+        };
+        let of = match of {
+            "" => None,
+            of => Some(bytes(of.strip_prefix(" of ")?, 0..=Self::MOST)?),
+        };
+        let percent = number(percent, 10..=90)?;
+        let share = Self::Share { percent, of };
+        let enough = of.is_none() || share.bytes_of(0) >= Self::LEAST;
+        enough.then_some(share)
+    }
+
+    /// As bytes, for a process that may take so many where this does not say.
+    pub fn bytes_of(self, process: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.0,
+            Self::Share { percent, of } => of.map_or(process, |of| of.0) / 100 * percent,
+        }
+    }
+}
+
 pub(super) fn number(text: &str, range: RangeInclusive<u64>) -> Option<u64> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse()
