@@ -36,19 +36,19 @@ alone() {
     exec {lock}>&-
 }
 
-# Makes the environment of these pinned requirements, one for each set of them and each Python,
-# and sets `python` to its interpreter.
+# Makes the environment of these files of pinned requirements, one for each set of them and each
+# Python, and sets `python` to its interpreter.
 make_environment() {
     local wanted
     python3 -c 'import venv, ensurepip' 2>/dev/null ||
         fail "python3 has no venv module: install it (on Debian and Ubuntu the package python3-venv)"
-    wanted=$({ python3 -VV; cat "$1"; } | sha256sum | cut -c1-16)
+    wanted=$({ python3 -VV; cat "$@"; } | sha256sum | cut -c1-16)
     python=$kept/$wanted/bin/python
     if [[ ! -e $kept/$wanted/complete ]]; then
         rm -rf "${kept:?}/$wanted"
         python3 -m venv "$kept/$wanted"
         "$python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-            --only-binary :all: -r "$1" || fail "its packages cannot be installed"
+            --only-binary :all: "${@/#/--requirement=}" || fail "its packages cannot be installed"
         touch "$kept/$wanted/complete"
     fi
 }

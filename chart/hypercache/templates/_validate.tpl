@@ -71,6 +71,11 @@
 {{- if ne (empty $oidc.issuer) (empty $oidc.audience) -}}
 {{- fail "auth.oidc.issuer and auth.oidc.audience go together: set both or neither" -}}
 {{- end -}}
+{{- $asked := or $token.value $token.existingSecret $oidc.issuer .Values.auth.policy.existingSecret -}}
+{{- $known := or $token.value $token.existingSecret .Values.auth.peerToken.existingSecret .Values.tls.peer.existingSecret -}}
+{{- if and $asked (not $known) -}}
+{{- fail "clients are asked who they are and peers could do everything: set auth.peerToken.existingSecret, auth.token or tls.peer.existingSecret" -}}
+{{- end -}}
 {{- end }}
 
 {{- define "hypercache.validateServices" -}}
