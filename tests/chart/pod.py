@@ -48,7 +48,7 @@ def variables(rendered, pod_name, secrets=None):
 def mount(rendered, root, secrets=None):
     """Writes the files of the container's Secrets below `root`, as if that were `/`."""
     secrets = secrets_of(rendered) | (secrets or {})
-    volumes = {it["name"]: it["secret"] for it in rendered.pod.get("volumes", [])}
+    volumes = {it["name"]: it["secret"] for it in rendered.pod.get("volumes", []) if "secret" in it}
     for place in rendered.container.get("volumeMounts", []):
         volume = volumes[place["name"]]
         assert place["mountPath"].startswith(MOUNTED + "/"), place
