@@ -443,6 +443,11 @@ class Chart(unittest.TestCase):
             for selector in chosen:
                 self.assertIn('namespace="hyc-prod",job="hyc-hypercache"', selector, rule)
                 self.assertEqual(1, len(re.findall(r"\bjob=", selector)), rule)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            json.dump({"groups": rules}, file)
+            file.flush()
+            done = subprocess.run(["promtool", "check", "rules", file.name], capture_output=True, text=True)
+            self.assertEqual(0, done.returncode, done.stdout + done.stderr)
         monitors = [self.rendered["all monitoring"].one(kind)["spec"] for kind in ("ServiceMonitor", "PodMonitor")]
         for endpoint in (monitors[0]["endpoints"] + monitors[1]["podMetricsEndpoints"]):
             self.assertIn({"targetLabel": "job", "replacement": "hyc-hypercache"}, endpoint["relabelings"])
