@@ -322,6 +322,15 @@ class Chart(unittest.TestCase):
         self.assertEqual(pods[0], pods[1])
         self.assertEqual(pods[0], pods[2])
 
+    def test_pods_have_names_before_they_are_ready_and_start_together(self):
+        headless = self.defaults.one("Service", "hyc-hypercache-headless")["spec"]
+        self.assertEqual("None", headless["clusterIP"])
+        self.assertTrue(headless["publishNotReadyAddresses"])
+        stateful = self.defaults.one("StatefulSet")["spec"]
+        self.assertEqual("hyc-hypercache-headless", stateful["serviceName"])
+        self.assertEqual("Parallel", stateful["podManagementPolicy"])
+        self.assertEqual(10, stateful["minReadySeconds"])
+
     def test_of_few_pods_all_are_seeds(self):
         seeds = self.rendered["three nodes, two copies"].variables["HYPERCACHE_SEEDS"]
         self.assertEqual(3, len(seeds.split(",")))
