@@ -26,7 +26,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::connection::Limits;
@@ -139,6 +139,8 @@ fn load(settings: &Settings) -> Result<Loaded, StartError> {
 ///
 /// When it cannot start as the settings ask; nothing was served then.
 pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
+    let (events, inbox) = mpsc::channel();
+    listen_for_signals(events.clone())?;
     let loaded = load(settings)?;
     let security = Arc::clone(&loaded.security);
     let export_counters = Arc::default();
@@ -179,9 +181,6 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let view = Arc::new(views.of(&membership, &mut Placements::default()));
     let cluster_counts: Vec<SharedCounts> = cores.cores().map(|_| Default::default()).collect();
     let counters: Vec<Arc<CoreCounters>> = cores.cores().map(|_| Arc::default()).collect();
-    let (events, inbox) = mpsc::channel();
-    listen_for_signals(events.clone())?;
-
     let depth = settings.mailbox_depth;
     let (mailboxes, receivers): (Vec<_>, Vec<_>) = cores
         .cores()
@@ -619,14 +618,26 @@ fn timeouts(settings: &Settings) -> Timeouts {
 
 /// Turns signals into events. The handlers stay installed: from here on no signal
 /// of these ends the process by itself. SIGHUP has files looked at again.
+///
+/// This comes before all else: process 1 is not even sent a signal that it does not
+/// handle, so a SIGTERM that came before would be lost. SIGPIPE is ignored since before
+/// `main`, as by every Rust program.
 fn listen_for_signals(events: mpsc::Sender<Event>) -> Result<(), StartError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+    let adopts = runtime::adopts_orphans();
+    let handled = [SIGTERM, SIGINT, SIGHUP].into_iter();
+    let mut signals = Signals::new(handled.chain(adopts.then_some(SIGCHLD)))
         .map_err(|error| cannot(format!("cannot handle signals: {error}")))?;
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
+            if adopts {
+                // Those that ended before the handler was there.
+                runtime::reap_orphans();
+            }
             for signal in signals.forever() {
-                if events.send(Event::Signal(signal)).is_err() {
+                if signal == SIGCHLD {
+                    runtime::reap_orphans();
+                } else if events.send(Event::Signal(signal)).is_err() {
                     return;
                 }
             }
