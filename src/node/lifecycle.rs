@@ -257,6 +257,9 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cores: cores.get(),
         pinned: plan.pinned,
         cores_reason: plan.reason.to_string(),
+        cpus: plan.cpu_list(),
+        cpu_quota: plan.quota_cores,
+        core_cpus: plan.cpus.clone(),
         memory_limit_bytes: memory_limit,
         process_limit_bytes: runtime::memory_limit_bytes().unwrap_or(0),
         capacity: settings.capacity as u64,
@@ -316,6 +319,9 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cores = process.cores,
         pinned = process.pinned,
         cores_reason = %process.cores_reason,
+        cpus = %process.cpus,
+        cpu_quota = %process.cpu_quota_text(),
+        core_cpus = %process.core_cpus_text(),
         memory_limit_bytes = memory_limit,
         "serving"
     );
