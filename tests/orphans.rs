@@ -12,15 +12,18 @@
     reason = "a test may fail"
 )]
 
+#[path = "support/files.rs"]
+mod files;
 #[path = "support/node.rs"]
 mod node;
 
 use std::fs;
-use std::io::{PipeWriter, Write, pipe};
+use std::io::{BufRead, BufReader, PipeWriter, Write, pipe};
 use std::panic::catch_unwind;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
+use files::Folder;
 use node::{GUARD, Node};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -46,6 +49,10 @@ type Case = fn(&[&str]);
 const CASES: &[(&str, Case)] = &[
     ("process_1_waits_for_orphans", process_1_waits_for_orphans),
     ("process_1_ends_when_told_to", process_1_ends_when_told_to),
+    (
+        "process_1_ends_when_told_to_while_it_starts",
+        process_1_ends_when_told_to_while_it_starts,
+    ),
     (
         "process_1_is_not_ended_by_other_signals",
         process_1_is_not_ended_by_other_signals,
@@ -111,29 +118,13 @@ struct Init {
 
 impl Init {
     fn start(namespace: &[&str]) -> Self {
-        let template = node::command(&[]);
         let (input, orphan) = pipe().unwrap();
-        let mut command = Command::new(namespace[0]);
-        command
-            .args(&namespace[1..])
-            .args(["sh", "-c", WITH_ORPHANS])
-            .arg(template.get_program())
-            .stdin(input)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap());
-        for (name, value) in template.get_envs() {
-            command.env(name, value.unwrap());
-        }
+        let mut command = as_process_1(namespace, &[]);
+        command.stdin(input);
         let outer = Node::spawn(command);
-        let children = children(outer.pid());
-        let [pid] = children[..] else {
-            panic!("one process 1: {children:?}");
-        };
         Self {
+            pid: process_1(outer.pid()),
             outer,
-            pid: Pid::from_raw(pid as i32).unwrap(),
             orphan: Some(orphan),
         }
     }
@@ -141,6 +132,34 @@ impl Init {
     fn adopted(&self) -> Vec<u32> {
         children(self.pid.as_raw_pid() as u32)
     }
+}
+
+/// The command of a node that will be process 1, with its own settings.
+fn as_process_1(namespace: &[&str], env: &[(&str, &str)]) -> Command {
+    let template = node::command(env);
+    let mut command = Command::new(namespace[0]);
+    command
+        .args(&namespace[1..])
+        .args(["sh", "-c", WITH_ORPHANS])
+        .arg(template.get_program())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap());
+    for (name, value) in template.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    command
+}
+
+/// The number that process 1 has outside, as the only child of `unshare`.
+fn process_1(outer: u32) -> Pid {
+    let children = children(outer);
+    let [pid] = children[..] else {
+        panic!("one process 1: {children:?}");
+    };
+    Pid::from_raw(pid as i32).unwrap()
 }
 
 /// The processes whose parent this one is, zombies among them.
@@ -183,6 +202,33 @@ fn process_1_ends_when_told_to(namespace: &[&str]) {
         kill_process(init.pid, signal).unwrap();
         assert_eq!(init.outer.wait().code(), Some(0), "{signal:?}");
     }
+}
+
+/// A signal that process 1 does not handle yet is not even pending for it: it would be lost.
+fn process_1_ends_when_told_to_while_it_starts(namespace: &[&str]) {
+    let folder = Folder::new();
+    let token = folder.path("token");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&token)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut command = as_process_1(namespace, &[("HYPERCACHE_AUTH_TOKEN_FILE", &token)]);
+    let mut outer = command.spawn().unwrap();
+    // Opened when the node opens it too, which it then reads until this is closed.
+    let mut written = fs::OpenOptions::new().write(true).open(&token).unwrap();
+    kill_process(process_1(outer.id()), Signal::TERM).unwrap();
+    written.write_all(b"token").unwrap();
+    drop(written);
+    let log = BufReader::new(outer.stderr.take().unwrap());
+    let serving = log.lines().any(|line| line.unwrap().contains("serving"));
+    // Or the node would run on.
+    let _ = outer.kill();
+    let ended = outer.wait().unwrap();
+    assert!(!serving, "it serves");
+    assert_eq!(ended.code(), Some(128 + libc::SIGTERM));
 }
 
 fn process_1_is_not_ended_by_other_signals(namespace: &[&str]) {
