@@ -1,7 +1,7 @@
 //! From settings to a serving node, and from a signal to a clean end.
 //!
 //! ```text
-//! plan cores -> bind every socket -> start threads -> all Ready -> "serving"
+//! listen to signals -> plan cores -> bind every socket -> start threads -> all Ready -> "serving"
 //!     -> first SIGTERM or SIGINT: writes are refused -> HandedOver, or most of the deadline
 //!     -> goodbye to the other nodes -> Stop to all cores -> all Drained, or the deadline
 //!     -> Exit to all cores -> all Ended -> exit code 0
