@@ -267,6 +267,51 @@ fn expect_driver(node: &Node, driver: &str, reason: &str) {
     }
 }
 
+/// In its log, in metrics and in its statistics: what an operator looks for who gave it CPUs of
+/// its own.
+#[test]
+fn a_node_tells_which_cpus_it_may_use_and_which_core_has_which() {
+    let may_use = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpus: Vec<usize> = (0..1024).filter(|&cpu| may_use.is_set(cpu)).collect();
+    let [first, ..] = cpus[..] else {
+        panic!("this test runs nowhere");
+    };
+    // More cores than CPUs are not pinned.
+    for cores in [1, cpus.len() + 1] {
+        let node = Node::start(&[("HYPERCACHE_CORES", &cores.to_string())]);
+        let stats = Client::connect(&node.mgmt).get("/stats/cores").json();
+        let metrics = Client::connect(&node.mgmt).get("/metrics").text();
+        let info = metrics
+            .lines()
+            .find(|line| line.starts_with("hypercache_core_plan_info{"));
+        let info = info.unwrap();
+        let quota = node.serving["cpu_quota"].as_str().unwrap();
+        let listed = node.serving["cpus"].as_str().unwrap();
+        let mut bounds = listed.split([',', '-']).map(|cpu| cpu.parse().unwrap());
+        assert!(bounds.all(|cpu: usize| cpus.contains(&cpu)), "{listed}");
+        assert_eq!(stats["cpus"], listed);
+        assert!(info.contains(&format!("cpus=\"{listed}\"")), "{info}");
+        assert!(info.contains(&format!("cpu_quota=\"{quota}\"")), "{info}");
+        match stats["cpu_quota"].as_f64() {
+            Some(told) => assert_eq!(quota, told.to_string()),
+            None => assert_eq!(quota, "none"),
+        }
+        let series = "hypercache_core_pinned_cpu{core=\"0\"}";
+        if node.serving["pinned"] == true {
+            assert_eq!(node.serving["core_cpus"], first.to_string());
+            assert_eq!(stats["cores"][0]["pinned_cpu"], first);
+            assert!(
+                metrics.contains(&format!("{series} {first}\n")),
+                "{metrics}"
+            );
+        } else {
+            assert_eq!(node.serving["core_cpus"], vec!["any"; cores].join(","));
+            assert!(stats["cores"][0]["pinned_cpu"].is_null(), "{stats}");
+            assert!(!metrics.contains(series), "{metrics}");
+        }
+    }
+}
+
 #[test]
 #[cfg(not(feature = "glommio"))]
 fn epoll_can_be_asked_for() {

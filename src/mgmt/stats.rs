@@ -130,6 +130,8 @@ pub struct Cores<'a> {
     bootstrapping: bool,
     driver: &'static str,
     pinned: bool,
+    cpus: &'a str,
+    cpu_quota: Option<f64>,
     memory: Memory,
     cores: Vec<CoreStats>,
     latency: Vec<Latency>,
@@ -148,6 +150,7 @@ struct Memory {
 #[derive(Serialize)]
 struct CoreStats {
     core: usize,
+    pinned_cpu: Option<usize>,
     requests: u64,
     gets: u64,
     hits: u64,
@@ -186,6 +189,7 @@ impl<'a> Cores<'a> {
             let counters = &counts.counters;
             CoreStats {
                 core,
+                pinned_cpu: facts.core_cpus.get(core).copied().flatten(),
                 requests: counters.requests.get(),
                 gets: counters.gets.get(),
                 hits: counters.hits.get(),
@@ -216,6 +220,8 @@ impl<'a> Cores<'a> {
             bootstrapping: snapshot.node.bootstrapping,
             driver: facts.driver,
             pinned: facts.pinned,
+            cpus: &facts.cpus,
+            cpu_quota: facts.cpu_quota,
             memory: Memory {
                 resident_bytes: snapshot.process().resident_bytes,
                 limit_bytes: facts.memory_limit_bytes,

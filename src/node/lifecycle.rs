@@ -1,7 +1,7 @@
 //! From settings to a serving node, and from a signal to a clean end.
 //!
 //! ```text
-//! plan cores -> bind every socket -> start threads -> all Ready -> "serving"
+//! listen to signals -> plan cores -> bind every socket -> start threads -> all Ready -> "serving"
 //!     -> first SIGTERM or SIGINT: writes are refused -> HandedOver, or most of the deadline
 //!     -> goodbye to the other nodes -> Stop to all cores -> all Drained, or the deadline
 //!     -> Exit to all cores -> all Ended -> exit code 0
@@ -26,7 +26,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::connection::Limits;
@@ -134,6 +134,8 @@ fn load(settings: &Settings) -> Result<Loaded, StartError> {
 ///
 /// When it cannot start as the settings ask; nothing was served then.
 pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
+    let (events, inbox) = mpsc::channel();
+    listen_for_signals(events.clone())?;
     let loaded = load(settings)?;
     let security = Arc::clone(&loaded.security);
     let export_counters = Arc::default();
@@ -175,9 +177,6 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let view = Arc::new(views.of(&membership, &mut Placements::default()));
     let cluster_counts: Vec<SharedCounts> = cores.cores().map(|_| Default::default()).collect();
     let counters: Vec<Arc<CoreCounters>> = cores.cores().map(|_| Arc::default()).collect();
-    let (events, inbox) = mpsc::channel();
-    listen_for_signals(events.clone())?;
-
     let depth = settings.mailbox_depth;
     let (mailboxes, receivers): (Vec<_>, Vec<_>) = cores
         .cores()
@@ -254,6 +253,9 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cores: cores.get(),
         pinned: plan.pinned,
         cores_reason: plan.reason.to_string(),
+        cpus: plan.cpu_list(),
+        cpu_quota: plan.quota_cores,
+        core_cpus: plan.cpus.clone(),
         memory_limit_bytes: memory_limit,
         process_limit_bytes: process_limit.unwrap_or(0),
         capacity: settings.capacity as u64,
@@ -313,6 +315,9 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         cores = process.cores,
         pinned = process.pinned,
         cores_reason = %process.cores_reason,
+        cpus = %process.cpus,
+        cpu_quota = %process.cpu_quota_text(),
+        core_cpus = %process.core_cpus_text(),
         memory_limit_bytes = memory_limit,
         "serving"
     );
@@ -626,14 +631,26 @@ fn timeouts(settings: &Settings) -> Timeouts {
 
 /// Turns signals into events. The handlers stay installed: from here on no signal
 /// of these ends the process by itself. SIGHUP has files looked at again.
+///
+/// This comes before all else: process 1 is not even sent a signal that it does not
+/// handle, so a SIGTERM that came before would be lost. SIGPIPE is ignored since before
+/// `main`, as by every Rust program.
 fn listen_for_signals(events: mpsc::Sender<Event>) -> Result<(), StartError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+    let adopts = runtime::adopts_orphans();
+    let handled = [SIGTERM, SIGINT, SIGHUP].into_iter();
+    let mut signals = Signals::new(handled.chain(adopts.then_some(SIGCHLD)))
         .map_err(|error| cannot(format!("cannot handle signals: {error}")))?;
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
+            if adopts {
+                // Those that ended before the handler was there.
+                runtime::reap_orphans();
+            }
             for signal in signals.forever() {
-                if events.send(Event::Signal(signal)).is_err() {
+                if signal == SIGCHLD {
+                    runtime::reap_orphans();
+                } else if events.send(Event::Signal(signal)).is_err() {
                     return;
                 }
             }

@@ -106,7 +106,7 @@ fn cpu_quota(quota: &str, period: &str) -> Option<f64> {
 }
 
 /// A CPU list as the kernel writes it: "0-3,8,10-11".
-fn cpu_list(text: &str) -> Option<Vec<usize>> {
+pub(super) fn cpu_list(text: &str) -> Option<Vec<usize>> {
     /// More CPUs than any kernel counts; keeps a strange file from taking all memory.
     const CPU_INDEX_MAX: usize = 1 << 16;
     let mut cpus = Vec::new();

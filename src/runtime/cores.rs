@@ -64,6 +64,23 @@ pub struct CorePlan {
     pub quota_cores: Option<f64>,
 }
 
+impl CorePlan {
+    /// The CPUs that were counted, as the kernel writes them: `0-3,8`.
+    pub fn cpu_list(&self) -> String {
+        let mut list = String::new();
+        let ranges = self.mask.chunk_by(|cpu, next| cpu + 1 == *next);
+        for (first, last) in ranges.filter_map(|range| range.first().zip(range.last())) {
+            let comma = if list.is_empty() { "" } else { "," };
+            let range = match first == last {
+                true => format!("{comma}{first}"),
+                false => format!("{comma}{first}-{last}"),
+            };
+            list.push_str(&range);
+        }
+        list
+    }
+}
+
 /// Why a plan is as it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PlanReason {
@@ -365,6 +382,18 @@ mod tests {
             mask: (0..cpus).collect(),
             quota_cores,
             ..CoreFacts::default()
+        }
+    }
+
+    #[test]
+    fn cpus_are_listed_as_the_kernel_lists_them() {
+        for list in ["0", "0-3", "1,3", "0-3,8,10-11"] {
+            let mask = cgroup::cpu_list(list).unwrap();
+            let facts = CoreFacts {
+                mask,
+                ..CoreFacts::default()
+            };
+            assert_eq!(plan(&facts).unwrap().cpu_list(), list);
         }
     }
 

@@ -30,6 +30,7 @@ mod mailbox;
 mod memory;
 #[cfg(all(feature = "monoio", not(feature = "glommio")))]
 mod monoio;
+mod orphans;
 mod pending;
 mod process;
 mod resolve;
@@ -50,6 +51,7 @@ pub use self::driver::{DriverChoice, DriverKind, DriverReport};
 pub use self::handoff::{Giver, Taker, handoff};
 pub use self::mailbox::{RECEIVE_BATCH_MAX, Receiver, Sender, TrySendError, mailbox};
 pub use self::memory::memory_limit_bytes;
+pub use self::orphans::{adopts_orphans, reap_orphans};
 use self::pending::Phase;
 pub use self::pending::dropped_pending_io;
 pub use self::process::{ProcessUsage, Throttling, process_usage, thread_cpu, throttling};

@@ -36,6 +36,12 @@ pub struct ProcessFacts {
     pub pinned: bool,
     /// Why the cores were chosen as they were.
     pub cores_reason: String,
+    /// The CPUs the process may run on, as the kernel lists them.
+    pub cpus: String,
+    /// CPUs it may use at once, if that is limited.
+    pub cpu_quota: Option<f64>,
+    /// The CPU that each core is pinned to, if it is.
+    pub core_cpus: Vec<Option<usize>>,
     /// Bytes the shards together may hold.
     pub memory_limit_bytes: u64,
     /// Bytes the whole process may take; 0 when nobody says.
@@ -44,6 +50,26 @@ pub struct ProcessFacts {
     pub capacity: u64,
     /// Bytes one client connection may have under way at most.
     pub connection_bytes_max: u64,
+}
+
+impl ProcessFacts {
+    /// The CPU quota in words: a number of CPUs, or `none`.
+    pub fn cpu_quota_text(&self) -> String {
+        self.cpu_quota
+            .map_or_else(|| "none".to_owned(), |quota| quota.to_string())
+    }
+
+    /// The CPU that each core is pinned to, in the order of cores; `any` for those that are
+    /// not.
+    pub fn core_cpus_text(&self) -> String {
+        let text =
+            |cpu: &Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
+        self.core_cpus
+            .iter()
+            .map(text)
+            .collect::<Vec<_>>()
+            .join(",")
+    }
 }
 
 /// What the control thread counts and knows about the cluster.

@@ -149,11 +149,17 @@ pub const METRICS: &[Metric] = &[
         let reason = facts.driver_reason.clone();
         vec![Point::info(vec![("driver", facts.driver.into()), ("reason", reason.into())])]
     })),
-    metric("core_plan", "Whether cores are pinned to CPUs, and why", Kind::Info, Unit::None, Read::Points(|s| {
+    metric("core_plan", "Whether cores are pinned to CPUs, and why; the CPUs the process may run on, and how many it may use at once", Kind::Info, Unit::None, Read::Points(|s| {
         let facts = s.facts();
         let pinned = if facts.pinned { "true" } else { "false" };
         let reason = facts.cores_reason.clone();
-        vec![Point::info(vec![("pinned", pinned.into()), ("reason", reason.into())])]
+        let (cpus, quota) = (facts.cpus.clone(), facts.cpu_quota_text());
+        vec![Point::info(vec![("pinned", pinned.into()), ("reason", reason.into()), ("cpus", cpus.into()), ("cpu_quota", quota.into())])]
+    })),
+    metric("core_pinned_cpu", "The CPU that a core is pinned to; absent where it is not", Kind::Gauge, Unit::None, Read::Points(|s| {
+        let cpus = s.facts().core_cpus.iter().enumerate();
+        let point = |(core, cpu): (usize, &Option<usize>)| Some(Point { labels: vec![("core", core.to_string().into())], value: Value::Number((*cpu)? as u64) });
+        cpus.filter_map(point).collect()
     })),
     node("cores", "Data cores", Kind::Gauge, Unit::None, |s| s.facts().cores as u64),
     node("process.resident_memory", "Memory of the process that is in RAM", Kind::Gauge, Unit::Bytes, |s| s.process().resident_bytes),

@@ -251,14 +251,14 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Loopback addresses that no other test has.
-struct Loopback {
+pub struct Loopback {
     network: String,
     /// A listener on the last of them.
     _claim: TcpListener,
 }
 
 impl Loopback {
-    fn claim() -> Self {
+    pub fn claim() -> Self {
         let (network, _claim) = claim_network().expect("some loopback addresses are free");
         Self { network, _claim }
     }
