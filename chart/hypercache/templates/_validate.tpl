@@ -86,7 +86,7 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $ports := list .Values.ports.api .Values.ports.mgmt .Values.ports.dist -}}
+{{- $ports := list (int .Values.ports.api) (int .Values.ports.mgmt) (int .Values.ports.dist) -}}
 {{- if ne (len (uniq $ports)) 3 -}}
 {{- fail (printf "ports.api=%v, ports.mgmt=%v, ports.dist=%v: a pod listens on three ports, set three" (index $ports 0) (index $ports 1) (index $ports 2)) -}}
 {{- end -}}
