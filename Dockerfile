@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1
-#
 # A node as an image of one file: the binary, linked statically, and nothing beside it. No
 # shell, no package, no user database; nothing is written anywhere.
 #
