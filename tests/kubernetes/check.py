@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.parse
 from pathlib import Path
 
 from controlplane import NAMESPACED, OPERATOR, ControlPlane, Refused, wait_for
@@ -42,6 +41,8 @@ MONITORING = {
     "podMonitor": "PodMonitor",
     "prometheusRule": "PrometheusRule",
 }
+# Has `helm template` render as for an API server that has them.
+WITH_OPERATOR = ("--api-versions", "monitoring.coreos.com/v1")
 CASES = []
 
 
@@ -61,6 +62,8 @@ class Site:
 
     def __init__(self, server, helm, chart, namespace):
         self.server, self.program, self.chart = server, helm, chart
+        # As an operator at the top of the tree writes it.
+        self.folder = f"{chart.parent.name}/{chart.name}"
         self.namespace = namespace
         self.user = OPERATOR
         self.stack = contextlib.ExitStack()
@@ -73,8 +76,13 @@ class Site:
         with self.stack:
             path = f"/api/v1/namespaces/{self.namespace}"
             if self.server.find(path):
+                # A case that failed may have left what is of no namespace.
+                self.user = OPERATOR
+                for secret in self.server.list("secrets", "/api/v1", self.namespace, "owner=helm"):
+                    release = secret["metadata"]["labels"]["name"]
+                    self.attempt("uninstall", release, "--namespace", self.namespace)
+                # Whether all of it can go is nothing a chart decides, and takes seconds.
                 self.server.delete(path)
-                wait_for(f"{self.namespace} to be gone", lambda: not self.server.find(path))
 
     def make_namespace(self, labels=None):
         about = {"name": self.namespace, "labels": labels or {}}
@@ -107,12 +115,13 @@ class Site:
         return done.stdout
 
     def install(self, *options, release="hyc"):
-        chart = f"{self.chart.parent.name}/{self.chart.name}"
-        return self.helm("install", release, chart, "--namespace", self.namespace, *options)
+        return self.helm("install", release, self.folder, "--namespace", self.namespace, *options)
 
     def upgrade(self, *options, release="hyc"):
-        chart = f"{self.chart.parent.name}/{self.chart.name}"
-        return self.helm("upgrade", release, chart, "--namespace", self.namespace, *options)
+        return self.helm("upgrade", release, self.folder, "--namespace", self.namespace, *options)
+
+    def template(self, *options):
+        return self.helm("template", "hyc", self.folder, "--namespace", self.namespace, *options)
 
     def uninstall(self, release="hyc"):
         return self.helm("uninstall", release, "--namespace", self.namespace)
@@ -147,7 +156,15 @@ class Site:
             current = status.get("observedGeneration") == found["metadata"]["generation"]
             return current and status.get("replicas") == count and found
 
-        return wait_for(f"{name} to have {count} pods", seen)
+        try:
+            return wait_for(f"{name} to have {count} pods", seen)
+        except AssertionError as late:
+            raise AssertionError(f"{late}: {self.refused_pods()}") from None
+
+    def refused_pods(self):
+        """What controllers were told when they could not make a pod."""
+        events = self.server.list("events", "/api/v1", self.namespace)
+        return [event["message"] for event in events if event["reason"] == "FailedCreate"]
 
     def expect_pods(self, count, name="hyc-hypercache"):
         """That the pods of the StatefulSet are there, each Guaranteed and waiting for a machine."""
@@ -217,6 +234,15 @@ def manifests(stream):
             yield re.search(r"(?m)^apiVersion: *(\S+)", text)[1], kind[1], text
 
 
+def expect_strict(site, documents):
+    """That the API server would make each of them, knows all their fields and warns of nothing."""
+    for api, kind, text in documents:
+        path = site.server.path_of(api, kind, site.namespace)
+        query = "?dryRun=All&fieldValidation=Strict"
+        _, warnings = site.server.ask("POST", path + query, text.encode(), "application/yaml")
+        expect(f"warnings of {kind}", warnings, [])
+
+
 def files_of_values(chart):
     return sorted(path for folder in ("ci", "examples") for path in (chart / folder).glob("*.yaml"))
 
@@ -229,8 +255,9 @@ def without_monitoring():
 def installs_by_default(site):
     """A default install makes six objects and five pods, and leaves nothing when uninstalled."""
     site.namespace = "hyc-prod"
+    wait_for("the namespace of the other Helm to be gone", lambda: not site.find("/api/v1/{}"))
     before = site.objects()
-    site.helm(*"install hyc chart/hypercache --namespace hyc-prod --create-namespace".split())
+    site.install("--create-namespace")
     site.expect_made(before, DEFAULT)
     site.expect_pods(5)
     site.expect_budget(5, 4)
@@ -250,25 +277,14 @@ def is_admitted_where_pods_are_restricted(site):
     expect_strict(site, hooks)
 
 
-def expect_strict(site, documents):
-    """That the API server would make each of them, knows all their fields and warns of nothing."""
-    for api, kind, text in documents:
-        path = site.server.path_of(api, kind, site.namespace)
-        query = "?dryRun=All&fieldValidation=Strict"
-        _, warnings = site.server.ask("POST", path + query, text.encode(), "application/yaml")
-        expect(f"warnings of {kind}", warnings, [])
-
-
 @case
 def has_no_unknown_fields(site):
     """The API server knows every field of every object."""
     site.make_namespace(RESTRICTED)
-    chart = str(site.chart)
     switches = ["networkPolicy.enabled", "grafanaDashboard.enabled"]
     options = [word for name in switches for word in ("--set", f"{name}=true")]
     options += ["--set", "auth.token.value=of-the-operator", *without_monitoring()]
-    text = site.helm("template", "hyc", chart, "--namespace", site.namespace, *options)
-    documents = list(manifests(text))
+    documents = list(manifests(site.template(*options)))
     # The seven, the NetworkPolicy, the dashboard and the pod of `helm test`.
     expect("number of objects", len(documents), len(DEFAULT) + 4)
     expect_strict(site, documents)
@@ -280,16 +296,12 @@ def sees_what_pod_security_refuses(site):
     site.make_namespace(RESTRICTED)
     context = "containerSecurityContext.allowPrivilegeEscalation=true"
     done = site.attempt(
-        *["install", "hyc", str(site.chart), "--namespace", site.namespace, "--set", context]
+        *["install", "hyc", site.folder, "--namespace", site.namespace, "--set", context]
     )
     expect("exit code", done.returncode, 0)
     expect("warned of", "allowPrivilegeEscalation != false" in done.stderr, True)
 
-    def refused():
-        events = site.server.list("events", "/api/v1", site.namespace)
-        return [event for event in events if event["reason"] == "FailedCreate"]
-
-    wait_for("pods to be refused", refused)
+    wait_for("pods to be refused", site.refused_pods)
     expect("pods", site.pods(), {})
 
 
@@ -456,7 +468,7 @@ def refuses_pods_that_are_not_guaranteed(site):
         ("resources.limits.memory", "null"),
     ]:
         done = site.attempt(
-            *["install", "hyc", str(site.chart), "--namespace", site.namespace],
+            *["install", "hyc", site.folder, "--namespace", site.namespace],
             *["--set", f"{path}={value}"],
         )
         expect(f"{path}={value} is refused", done.returncode != 0, True)
@@ -480,8 +492,8 @@ def is_packaged_whole(site):
     """The packaged chart installs as the folder does, and lint has nothing to say."""
     site.make_namespace(RESTRICTED)
     before = site.objects()
-    site.helm("lint", "--strict", str(site.chart))
-    site.helm("package", str(site.chart), "--destination", str(site.home))
+    site.helm("lint", "--strict", site.folder)
+    site.helm("package", site.folder, "--destination", str(site.home))
     (packed,) = site.home.glob("hypercache-*.tgz")
     site.helm("install", "hyc", str(packed), "--namespace", site.namespace)
     site.expect_made(before, DEFAULT)
@@ -492,9 +504,9 @@ def is_packaged_whole(site):
 def has_monitoring_objects_that_the_operator_knows(site):
     """ServiceMonitor, PodMonitor and PrometheusRule have only fields that their types have."""
     options = [word for name in MONITORING for word in ("--set", f"{name}.enabled=true")]
-    options += ["--set", "auth.token.value=of-the-operator", "--api-versions", "monitoring.coreos.com/v1"]
-    text = site.helm("template", "hyc", str(site.chart), "--namespace", site.namespace, *options)
-    expect("decoded", set(decoded(site, text)), {f"{kind} hyc-hypercache" for kind in MONITORING.values()})
+    options += ["--set", "auth.token.value=of-the-operator", *WITH_OPERATOR]
+    expected = {f"{kind} hyc-hypercache" for kind in MONITORING.values()}
+    expect("decoded", set(decoded(site, site.template(*options))), expected)
 
 
 def decoded(site, text):
@@ -510,18 +522,31 @@ def decoded(site, text):
     return done.stdout.splitlines()
 
 
+def make_priority_class(server, name):
+    path = "/apis/scheduling.k8s.io/v1/priorityclasses"
+    if not server.find(f"{path}/{name}"):
+        server.post(path, {"metadata": {"name": name}, "value": 1000})
+
+
 def installs_with(values):
     def installs(site):
         site.make_namespace(RESTRICTED)
-        before = site.objects()
-        arguments = ["hyc", str(site.chart), "--namespace", site.namespace, "--values", str(values)]
-        text = site.helm("template", *arguments, "--api-versions", "monitoring.coreos.com/v1")
+        named = ("--values", str(values))
+        text = site.template(*named, *WITH_OPERATOR)
         decoded(site, text)
-        site.helm("install", *arguments, *without_monitoring())
+        # Pods of a class that is not there are refused; values name one that operators have.
+        for name in set(re.findall(r"(?m)^ *priorityClassName: *(\S+)", text)):
+            make_priority_class(site.server, name)
+        before = site.objects()
+        named += tuple(without_monitoring())
+        expect_strict(site, manifests(site.template(*named)))
+        site.install(*named)
         (name,) = (name for kind, name in site.made(before) if kind == "StatefulSet")
-        count = site.stateful_set(name)["spec"]["replicas"]
-        site.settled(count, name)
-        site.helm("upgrade", *arguments, *without_monitoring())
+        found = site.settled(site.stateful_set(name)["spec"]["replicas"], name)
+        revision = found["status"]["updateRevision"]
+        site.upgrade(*named)
+        found = site.settled(found["spec"]["replicas"], name)
+        expect("revision after an upgrade to the same", found["status"]["updateRevision"], revision)
         site.uninstall()
         site.expect_all_gone(before)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from nodes import claim_network, dies_with_us
 
 # How long is waited for what should come at once.
-GUARD_S = 120
+GUARD_S = 60
 STEP_S = 0.05
 # Who holds a token, and the group that makes them somebody. The namespaced one has no rights
 # but those that a case gives.
