@@ -1,4 +1,4 @@
-"""Installs the chart as an operator would, with each Helm, and looks at what Kubernetes makes of it.
+"""Installs the chart as an operator would, with each Helm, and looks at what comes of it.
 
     check.py PROGRAMS CHART
 
@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from controlplane import NAMESPACED, OPERATOR, ControlPlane, Refused, wait_for
+from nodes import dies_with_us
 
 HELMS = ["helm3", "helm4"]
 # What the chart makes by default, as the contract of the chart names it for a release "hyc".
@@ -101,6 +102,7 @@ class Site:
             capture_output=True,
             text=True,
             check=False,
+            preexec_fn=dies_with_us,
         )
 
     def helm(self, *arguments):
@@ -224,6 +226,13 @@ class Site:
             wait_for("nothing to be left", lambda: not left())
         except AssertionError as late:
             raise AssertionError(f"{late}: {left()}") from None
+
+
+def expect_stayed(before, now):
+    """That pods of these names are the same ones, as far as both have them."""
+    for name in before.keys() & now.keys():
+        identities = [pods[name]["metadata"]["uid"] for pods in (before, now)]
+        expect(f"identity of {name}", identities[1], identities[0])
 
 
 def manifests(stream):
@@ -399,8 +408,7 @@ def scales_without_a_restart(site):
         site.expect_budget(count, count - 1)
         found = site.stateful_set()["status"]["updateRevision"]
         expect(f"revision with {count} nodes", found, revision)
-        same = {name for name in pods if now[name]["metadata"]["uid"] == pods[name]["metadata"]["uid"]}
-        expect("pods that stayed", same, set(pods))
+        expect_stayed(pods, now)
 
 
 @case
@@ -563,8 +571,7 @@ def takes_over_from_helm_3(site):
     site.program = newer
     site.upgrade("--set", "replicaCount=6")
     now = site.expect_pods(6)
-    same = {name for name in pods if now[name]["metadata"]["uid"] == pods[name]["metadata"]["uid"]}
-    expect("pods that stayed", same, set(pods))
+    expect_stayed(pods, now)
     site.uninstall()
     site.expect_all_gone(before)
 
