@@ -44,6 +44,31 @@ MONITORING = {
 }
 # Has `helm template` render as for an API server that has them.
 WITH_OPERATOR = ("--api-versions", "monitoring.coreos.com/v1")
+# Everything that adds objects or fields, but for what needs the Prometheus Operator.
+OPTIONAL = [
+    "networkPolicy.enabled=true",
+    "networkPolicy.clients[0].podSelector.matchLabels.tier=web",
+    "networkPolicy.monitoring[0].namespaceSelector.matchLabels.team=monitoring",
+    "grafanaDashboard.enabled=true",
+    "auth.token.value=of-the-operator",
+    "auth.peerToken.existingSecret=peers",
+    "auth.policy.existingSecret=policy",
+    "tls.client.existingSecret=client-tls",
+    "tls.client.caKey=ca.crt",
+    "tls.mgmt.existingSecret=mgmt-tls",
+    "tls.peer.existingSecret=peer-tls",
+    "ioUring.enabled=true",
+    "otlp.endpoint=http://collector.monitoring:4318",
+    "service.client.type=LoadBalancer",
+    "service.client.externalTrafficPolicy=Local",
+    "service.client.trafficDistribution=PreferSameZone",
+    "service.client.loadBalancerClass=example.com/internal",
+    "service.client.loadBalancerSourceRanges={10.0.0.0/8}",
+    "service.ipFamilyPolicy=PreferDualStack",
+    "podLabels.team=cache",
+    "podAnnotations.note=of-the-operator",
+    "image.pullSecrets[0].name=registry",
+]
 CASES = []
 
 
@@ -288,15 +313,15 @@ def is_admitted_where_pods_are_restricted(site):
 
 @case
 def has_no_unknown_fields(site):
-    """The API server knows every field of every object."""
+    """With all that is optional, the API server knows every field, and makes the pods."""
     site.make_namespace(RESTRICTED)
-    switches = ["networkPolicy.enabled", "grafanaDashboard.enabled"]
-    options = [word for name in switches for word in ("--set", f"{name}=true")]
-    options += ["--set", "auth.token.value=of-the-operator", *without_monitoring()]
+    options = [word for value in OPTIONAL for word in ("--set", value)]
     documents = list(manifests(site.template(*options)))
     # The seven, the NetworkPolicy, the dashboard and the pod of `helm test`.
     expect("number of objects", len(documents), len(DEFAULT) + 4)
     expect_strict(site, documents)
+    site.install(*options)
+    site.expect_pods(5)
 
 
 @case
