@@ -126,6 +126,7 @@ REFUSED = {
     "auth.policy.existingSecret=hyc-policy": ["auth.peerToken.existingSecret", "tls.peer"],
     "ports.dist=8080": ["ports.dist=8080", "three"],
     "service.client.nodePort=30080": ["service.client.nodePort", "service.client.type"],
+    "extraEnv[0].name=HYPERCACHE_LOG_LEVEL,extraEnv[0].value=debug": ["HYPERCACHE_LOG_LEVEL", "settings"],
     # By the schema.
     "replicas=5": ["replicas", "not allowed"],
     "cluster.replication=3": ["replication", "not allowed"],

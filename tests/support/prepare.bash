@@ -30,7 +30,7 @@ find_node() {
 # Has one of us at a time do the rest of the arguments as a command.
 alone() {
     local lock
-    exec {lock}>"$target/fetching.lock"
+    exec {lock}>"$kept/lock"
     flock "$lock"
     "$@"
     exec {lock}>&-

@@ -17,6 +17,7 @@ fetch_prometheus() {
     rm -rf "$fetched"
 }
 if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then
-    alone fetch_prometheus
+    mkdir -p "$prometheus"
+    kept=$prometheus alone fetch_prometheus
     export PATH=$prometheus/usr/bin:$PATH
 fi

@@ -5,6 +5,17 @@
 {{- include "hypercache.validateTermination" . -}}
 {{- include "hypercache.validateCredentials" . -}}
 {{- include "hypercache.validateServices" . -}}
+{{- include "hypercache.validateVariables" . -}}
+{{- end }}
+
+{{- define "hypercache.validateVariables" -}}
+{{- $seen := dict -}}
+{{- range include "hypercache.environment" . | fromYamlArray -}}
+{{- if hasKey $seen .name -}}
+{{- fail (printf "extraEnv has %s, which is set already: use the value that sets it, or settings" .name) -}}
+{{- end -}}
+{{- $_ := set $seen .name true -}}
+{{- end -}}
 {{- end }}
 
 {{- define "hypercache.validateQos" -}}
