@@ -511,6 +511,17 @@ def refuses_pods_that_are_not_guaranteed(site):
 
 
 @case
+def asks_older_kubernetes_for_what_it_knows(site):
+    """The sleep before SIGTERM is for Kubernetes that has it, and none older than 1.27 is taken."""
+    for version, known in [("1.27.0", False), ("1.29.9", False), ("1.30.0", True), ("1.37.2", True)]:
+        done = site.attempt("template", "hyc", site.folder, "--kube-version", version)
+        expect(f"the chart renders for {version} ({done.stderr.strip()})", done.returncode, 0)
+        expect(f"{version} is asked to sleep", "preStop:" in done.stdout, known)
+    done = site.attempt("template", "hyc", site.folder, "--kube-version", "1.26.9")
+    expect("1.26 is refused", done.returncode != 0 and "kubeVersion" in done.stderr, True)
+
+
+@case
 def takes_shared_cpus_when_told(site):
     """Without pinning, requests below the limits are taken, and pods are Burstable."""
     site.make_namespace(RESTRICTED)
