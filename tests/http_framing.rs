@@ -199,17 +199,22 @@ fn a_client_that_never_reads_is_cut_and_nobody_else_waits() {
 }
 
 #[test]
-fn connections_over_the_limit_are_closed_and_room_is_reused() {
+fn connections_over_the_limit_are_told_whether_the_node_lives_and_nothing_else() {
     let node = Node::start(&[("HYPERCACHE_CONNECTIONS", "8")]);
     let mut clients: Vec<Client> = (0..8).map(|_| node.connect()).collect();
     for client in &mut clients {
         assert_eq!(client.get("/healthz").status, 200);
     }
+    // A kubelet that asked in vain would end a node for having too many clients.
+    let mut kubelet = node.connect();
+    assert_eq!(kubelet.get("/healthz").status, 200);
     let mut turned_away = node.connect();
-    let answer = turned_away.answer();
+    let answer = turned_away.get("/v1/me");
     answer.expect_error(503, "INTERNAL");
     assert_eq!(answer.header("Retry-After"), Some("1"));
     turned_away.expect_closed();
+    // Who asks nothing does not stay.
+    node.connect().expect_closed();
     let mut leaving = clients.pop().unwrap();
     leaving.send("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     leaving.answer();
@@ -218,8 +223,7 @@ fn connections_over_the_limit_are_closed_and_room_is_reused() {
     // The node notices in its own time; until then it may still turn us away.
     loop {
         let mut next = node.connect();
-        let sent =
-            std::io::Write::write_all(&mut next.stream, &request("GET", "/healthz", "", b""));
+        let sent = std::io::Write::write_all(&mut next.stream, &request("GET", "/v1/me", "", b""));
         if sent.is_ok()
             && next
                 .try_answer("GET")

@@ -97,6 +97,11 @@ impl ApiError {
         Self::unavailable("too many bytes of requests and answers are under way; try again")
     }
 
+    /// 503: there are as many connections as there may be.
+    pub fn too_many_connections() -> Self {
+        Self::unavailable("too many connections; try again")
+    }
+
     /// 401: credentials are missing or wrong.
     pub fn unauthorized() -> Self {
         let mut error = Self::new(

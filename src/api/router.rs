@@ -178,6 +178,18 @@ pub fn scope(method: Method, path: &[u8]) -> Option<Scope> {
     }
 }
 
+/// Whether this only asks if the node lives.
+pub fn is_liveness(method: Method, path: &[u8]) -> bool {
+    let found = route(method, path);
+    matches!(
+        found,
+        Route::Found {
+            operation: Operation::Liveness,
+            ..
+        }
+    )
+}
+
 #[inline]
 fn on_path<'a>(method: Method, path: &'static str, raw_key: &'a [u8]) -> Route<'a> {
     let offered = |method| {

@@ -56,7 +56,7 @@ use crate::hash::{CoreCount, CoreId};
 use crate::http::{Head, HttpDate};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
-use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts};
+use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts, Watch};
 use crate::store::SHARED_VALUE_BYTES;
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
@@ -100,7 +100,15 @@ const CROWDED_PAUSE: Duration = Duration::from_millis(10);
 /// one turn of that core.
 const FRAMES_MAX: usize = 64;
 
-/// The answer to whoever connects when there are as many connections as there may be.
+/// How many connections above the limit a core serves all the same, for a moment: only to
+/// tell whether it lives. Kubelets ask that where clients connect, and would end a node, and
+/// then every other, for having too many clients.
+pub(super) const LATE_MAX: usize = 64;
+
+/// How long such a connection may take for anything.
+const LATE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The answer to whoever connects when there are more than those.
 const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     Content-Type: application/json\r\nContent-Length: 61\r\nRetry-After: 1\r\n\
     Connection: close\r\n\r\n\
@@ -272,6 +280,8 @@ pub struct Core {
     siblings: Vec<Sibling>,
     replies: RefCell<Replies>,
     deadlines: Rc<Deadlines>,
+    /// Of connections above the limit.
+    late: Rc<Deadlines>,
     pub(super) peer_connections: Rc<Deadlines>,
     common: Rc<Common>,
     pub(super) peer_common: Rc<Common>,
@@ -403,6 +413,8 @@ pub struct Link {
     index: usize,
     /// Who speaks here.
     pub(super) visitor: Visitor,
+    /// Whether there were as many connections as there may be when it came.
+    late: bool,
 }
 
 impl Drop for Link {
@@ -465,6 +477,12 @@ impl Core {
             siblings,
             replies: RefCell::default(),
             deadlines: Deadlines::new(parts.timeouts),
+            late: Deadlines::new(Timeouts {
+                read: LATE_PATIENCE,
+                write: LATE_PATIENCE,
+                idle: LATE_PATIENCE,
+                ..parts.timeouts
+            }),
             peer_connections: Deadlines::new(parts.timeouts),
             date: Cell::new(date_at(wall_time())),
             finished: Cell::default(),
@@ -526,6 +544,7 @@ impl Core {
                     Message::Stop => {
                         closer.close();
                         self.deadlines.stop();
+                        self.late.stop();
                         self.report_if_drained();
                     }
                     Message::Exit => return,
@@ -682,11 +701,17 @@ impl Core {
             if others >= self.connections_max {
                 self.connections.fetch_sub(1, Ordering::Relaxed);
                 self.counters.connections_refused.add(1);
-                self.turn_away(stream);
+                if self.late.open() < LATE_MAX {
+                    let watch = self.late.watch(stream.aborter());
+                    runtime::spawn(Rc::clone(&self).serve(stream, watch, true));
+                } else {
+                    self.turn_away(stream);
+                }
                 continue;
             }
             self.counters.connections_accepted.add(1);
-            runtime::spawn(Rc::clone(&self).serve(stream));
+            let watch = self.deadlines.watch(stream.aborter());
+            runtime::spawn(Rc::clone(&self).serve_counted(stream, watch));
         }
     }
 
@@ -749,13 +774,19 @@ impl Core {
         (scans, silent.take())
     }
 
-    async fn serve(self: Rc<Self>, stream: runtime::Stream) {
-        let watch = self.deadlines.watch(stream.aborter());
+    async fn serve_counted(self: Rc<Self>, stream: runtime::Stream, watch: Watch) {
+        Rc::clone(&self).serve(stream, watch, false).await;
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.report_if_drained();
+    }
+
+    async fn serve(self: Rc<Self>, stream: runtime::Stream, watch: Watch, late: bool) {
         let (service, common) = (Rc::new(Rc::clone(&self)), Rc::clone(&self.common));
         let security = self.door.security();
         match security.tls(Entrance::Client) {
             None => {
-                let link = self.link(Visitor::in_the_clear(Entrance::Client));
+                let mut link = self.link(Visitor::in_the_clear(Entrance::Client));
+                link.late = late;
                 connection::serve(service, link, common, stream, watch).await;
             }
             Some(tls) => {
@@ -763,13 +794,13 @@ impl Core {
                 // TLS would have room for them.
                 let accepted = Box::pin(tls::accept(stream, tls, &self.handshakes, &watch)).await;
                 if let Ok(stream) = accepted {
-                    let link = self.link(Visitor::over_tls(Entrance::Client, &stream, &security));
+                    let mut link =
+                        self.link(Visitor::over_tls(Entrance::Client, &stream, &security));
+                    link.late = late;
                     Box::pin(connection::serve(service, link, common, stream, watch)).await;
                 }
             }
         }
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-        self.report_if_drained();
     }
 
     /// An entry for a new connection.
@@ -786,6 +817,7 @@ impl Core {
             reply,
             index,
             visitor,
+            late: false,
         }
     }
 
@@ -812,6 +844,7 @@ impl Core {
             clients_ms += passed.as_millis() as u64;
             last = now;
             self.deadlines.sweep(clients_ms);
+            self.late.sweep(clients_ms);
             self.peer_connections.sweep(clients_ms);
             self.reap().await;
             if now.saturating_duration_since(aged) >= HOT_KEYS_AGE {
@@ -1060,6 +1093,9 @@ impl Service for Rc<Core> {
 
     #[inline]
     fn admit(&self, link: &Link, head: &Head<'_>) -> Entry {
+        if link.late && !router::is_liveness(head.method, head.path) {
+            return Entry::Expelled(ApiError::too_many_connections());
+        }
         let scope = router::scope(head.method, head.path);
         self.door.admit(&link.visitor, head.authorization, scope)
     }

@@ -32,7 +32,7 @@ use signal_hook::iterator::Signals;
 use super::connection::Limits;
 use super::control::{Control, ControlMessage, ControlParts};
 use super::core::{
-    Core, Dial, Event, Message, Parts, SCANS_MAX, Thread, mailbox_capacity, wall_time,
+    Core, Dial, Event, LATE_MAX, Message, Parts, SCANS_MAX, Thread, mailbox_capacity, wall_time,
 };
 use super::measuring::SlowRequests;
 use super::peering;
@@ -409,7 +409,7 @@ fn warn_of_too_little_memory(settings: &Settings, items: u64, process: Option<u6
 
 /// How many descriptors may be open at once, in a cluster as large as may be.
 fn descriptors_max(client_connections: usize, cores: CoreCount) -> u64 {
-    let clients = client_connections + cores.get();
+    let clients = client_connections + LATE_MAX * cores.get();
     let peers = peering::CONNECTIONS_MAX + runtime::CUT_MAX;
     let management = mgmt::CONNECTIONS_MAX + runtime::CUT_MAX;
     let outgoing = (Lane::ALL.len() + SCANS_MAX) * MEMBERS_MAX;
