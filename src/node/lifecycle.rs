@@ -383,6 +383,7 @@ fn warn_of_what_is_open(settings: &Settings, security: &Security) {
 fn plan_cores(settings: &Settings) -> Result<CorePlan, StartError> {
     let mut facts = runtime::read_facts()
         .map_err(|error| cannot(format!("cannot read which CPUs may be used: {error}")))?;
+    facts.cpu_limit = settings.cpu_limit.map(f64::from);
     facts.override_cores = settings.cores;
     facts.exclusive_required = settings.require_exclusive_cpus;
     let plan = runtime::plan(&facts).map_err(cannot)?;

@@ -3,7 +3,8 @@
 //! Reading the machine ([`read_facts`]) is apart from deciding ([`plan`]), which is pure.
 //! The rule: where the CPUs in the affinity mask are ours (no CPU quota, or a quota as
 //! large as the mask, which is what a Guaranteed pod gets from the static CPU manager),
-//! one pinned thread per CPU. Where a quota is smaller than the mask we share a pool:
+//! one pinned thread per CPU. Where a quota, or the limit an orchestrator tells where it
+//! enforces none, is smaller than the mask we share a pool:
 //! as many threads as the quota has whole CPUs, not pinned, since a kubelet rewrites
 //! such masks at will, and with a warning that says what to change.
 //!
@@ -30,6 +31,9 @@ pub struct CoreFacts {
     pub cpuset_effective: Option<Vec<usize>>,
     /// The tightest CPU quota over its cgroup and the ancestors, in CPUs.
     pub quota_cores: Option<f64>,
+    /// How many CPUs an orchestrator says this process may use: where a quota is lifted or not
+    /// enforced, nothing else tells a share of a pool from CPUs of its own.
+    pub cpu_limit: Option<f64>,
     /// The number of cores an operator asked for.
     pub override_cores: Option<usize>,
     /// Whether to refuse CPUs that are shared with others.
@@ -42,9 +46,18 @@ pub fn read_facts() -> io::Result<CoreFacts> {
         mask: affinity_mask()?,
         cpuset_effective: cgroup::cpuset_effective(&cgroup::real_files),
         quota_cores: cgroup::quota_cores(&cgroup::real_files),
-        override_cores: None,
-        exclusive_required: false,
+        ..CoreFacts::default()
     })
+}
+
+impl CoreFacts {
+    /// How many CPUs may be used at once: the quota or the limit, whichever is less.
+    fn allowed_cores(&self) -> Option<f64> {
+        match (self.quota_cores, self.cpu_limit) {
+            (Some(quota), Some(limit)) => Some(quota.min(limit)),
+            (quota, limit) => quota.or(limit),
+        }
+    }
 }
 
 /// Which threads to run where, and why.
@@ -84,27 +97,27 @@ impl CorePlan {
 /// Why a plan is as it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PlanReason {
-    /// No quota: the CPUs in the mask are ours.
-    NoQuota {
+    /// No limit: the CPUs in the mask are ours.
+    NoLimit {
         /// CPUs in the mask.
         cpus: usize,
     },
-    /// The quota covers the mask exactly: exclusive CPUs.
-    QuotaEqualsMask {
+    /// The limit covers the mask exactly: exclusive CPUs.
+    LimitEqualsMask {
         /// CPUs in the mask.
         cpus: usize,
     },
-    /// The quota is larger than the mask and never binds.
-    QuotaAboveMask {
-        /// The quota.
-        quota_cores: f64,
+    /// The limit is larger than the mask and never binds.
+    LimitAboveMask {
+        /// The quota or the limit.
+        limit_cores: f64,
         /// CPUs in the mask.
         cpus: usize,
     },
-    /// The quota is smaller than the mask: a share of a pool.
+    /// The limit is smaller than the mask: a share of a pool.
     SharedPool {
-        /// The quota.
-        quota_cores: f64,
+        /// The quota or the limit.
+        limit_cores: f64,
         /// CPUs in the mask.
         cpus: usize,
     },
@@ -122,22 +135,22 @@ pub enum PlanReason {
 impl fmt::Display for PlanReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NoQuota { cpus } => {
-                write!(f, "no CPU quota: one pinned core for each of {cpus} CPUs")
+            Self::NoLimit { cpus } => {
+                write!(f, "no CPU limit: one pinned core for each of {cpus} CPUs")
             }
-            Self::QuotaEqualsMask { cpus } => {
+            Self::LimitEqualsMask { cpus } => {
                 write!(
                     f,
-                    "the CPU quota equals the mask: one pinned core for each of {cpus} CPUs"
+                    "the CPU limit equals the mask: one pinned core for each of {cpus} CPUs"
                 )
             }
-            Self::QuotaAboveMask { quota_cores, cpus } => write!(
+            Self::LimitAboveMask { limit_cores, cpus } => write!(
                 f,
-                "the CPU quota of {quota_cores} exceeds the mask: one pinned core for each of {cpus} CPUs"
+                "the CPU limit of {limit_cores} exceeds the mask: one pinned core for each of {cpus} CPUs"
             ),
-            Self::SharedPool { quota_cores, cpus } => write!(
+            Self::SharedPool { limit_cores, cpus } => write!(
                 f,
-                "the CPU quota of {quota_cores} is less than {cpus} CPUs: its whole CPUs, not pinned"
+                "the CPU limit of {limit_cores} is less than {cpus} CPUs: its whole CPUs, not pinned"
             ),
             Self::Override {
                 cores,
@@ -201,7 +214,7 @@ pub fn plan(facts: &CoreFacts) -> Result<CorePlan, CorePlanError> {
     }
     let cpus = mask.len();
     let (reason, count, pinned) = decide(facts, cpus)?;
-    if facts.exclusive_required && !is_exclusive(reason, facts.quota_cores) {
+    if facts.exclusive_required && !is_exclusive(reason, facts.allowed_cores()) {
         return Err(CorePlanError::NotExclusive { reason });
     }
     let count = count.min(CORES_MAX);
@@ -214,7 +227,7 @@ pub fn plan(facts: &CoreFacts) -> Result<CorePlan, CorePlanError> {
         cpus: chosen,
         pinned,
         reason,
-        warning: warning(reason, facts.quota_cores).or(mask_warning),
+        warning: warning(reason, facts.allowed_cores()).or(mask_warning),
         mask,
         quota_cores: facts.quota_cores,
     })
@@ -240,9 +253,8 @@ fn counted_cpus(facts: &CoreFacts) -> (Vec<usize>, Option<String>) {
 }
 
 fn decide(facts: &CoreFacts, cpus: usize) -> Result<(PlanReason, usize, bool), CorePlanError> {
-    let binding = facts
-        .quota_cores
-        .filter(|&quota| quota < cpus as f64 - QUOTA_TOLERANCE_CORES);
+    let allowed = facts.allowed_cores();
+    let binding = allowed.filter(|&quota| quota < cpus as f64 - QUOTA_TOLERANCE_CORES);
     if let Some(cores) = facts.override_cores {
         if !(1..=CORES_MAX).contains(&cores) {
             return Err(CorePlanError::OverrideOutOfRange { cores });
@@ -258,37 +270,37 @@ fn decide(facts: &CoreFacts, cpus: usize) -> Result<(PlanReason, usize, bool), C
             pinned,
         ));
     }
-    Ok(match (binding, facts.quota_cores) {
-        (Some(quota_cores), _) => {
-            let whole = (quota_cores + QUOTA_TOLERANCE_CORES).floor().max(1.0);
+    Ok(match (binding, allowed) {
+        (Some(limit_cores), _) => {
+            let whole = (limit_cores + QUOTA_TOLERANCE_CORES).floor().max(1.0);
             (
-                PlanReason::SharedPool { quota_cores, cpus },
+                PlanReason::SharedPool { limit_cores, cpus },
                 whole as usize,
                 false,
             )
         }
-        (None, Some(quota_cores)) if quota_cores > cpus as f64 + QUOTA_TOLERANCE_CORES => {
-            (PlanReason::QuotaAboveMask { quota_cores, cpus }, cpus, true)
+        (None, Some(limit_cores)) if limit_cores > cpus as f64 + QUOTA_TOLERANCE_CORES => {
+            (PlanReason::LimitAboveMask { limit_cores, cpus }, cpus, true)
         }
-        (None, Some(_)) => (PlanReason::QuotaEqualsMask { cpus }, cpus, true),
-        (None, None) => (PlanReason::NoQuota { cpus }, cpus, true),
+        (None, Some(_)) => (PlanReason::LimitEqualsMask { cpus }, cpus, true),
+        (None, None) => (PlanReason::NoLimit { cpus }, cpus, true),
     })
 }
 
-/// A mask that is smaller than the quota was not made by a CPU manager, so others may
-/// run on it. Without a quota nothing can be known, and bare metal is assumed.
-fn is_exclusive(reason: PlanReason, quota_cores: Option<f64>) -> bool {
+/// A mask that is smaller than the limit was not made by a CPU manager, so others may
+/// run on it. Without a limit nothing can be known, and bare metal is assumed.
+fn is_exclusive(reason: PlanReason, limit_cores: Option<f64>) -> bool {
     match reason {
-        PlanReason::NoQuota { .. } | PlanReason::QuotaEqualsMask { .. } => true,
-        PlanReason::QuotaAboveMask { .. } | PlanReason::SharedPool { .. } => false,
+        PlanReason::NoLimit { .. } | PlanReason::LimitEqualsMask { .. } => true,
+        PlanReason::LimitAboveMask { .. } | PlanReason::SharedPool { .. } => false,
         PlanReason::Override { pinned, cpus, .. } => {
             let above = |quota: f64| quota > cpus as f64 + QUOTA_TOLERANCE_CORES;
-            pinned && !quota_cores.is_some_and(above)
+            pinned && !limit_cores.is_some_and(above)
         }
     }
 }
 
-fn warning(reason: PlanReason, quota_cores: Option<f64>) -> Option<String> {
+fn warning(reason: PlanReason, limit_cores: Option<f64>) -> Option<String> {
     match reason {
         PlanReason::SharedPool { .. } => Some(format!(
             "{reason}; expect throttling under load: {EXCLUSIVE_ADVICE}"
@@ -301,9 +313,9 @@ fn warning(reason: PlanReason, quota_cores: Option<f64>) -> Option<String> {
             cpus,
             pinned: false,
         } => {
-            let quota = quota_cores.unwrap_or(cpus as f64);
+            let limit = limit_cores.unwrap_or(cpus as f64);
             Some(format!(
-                "{cores} cores run unpinned under a CPU quota of {quota}: {EXCLUSIVE_ADVICE}"
+                "{cores} cores run unpinned under a CPU limit of {limit}: {EXCLUSIVE_ADVICE}"
             ))
         }
         _ => None,
@@ -428,6 +440,28 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_tells_a_pool_from_exclusive_cpus_where_there_is_no_quota() {
+        // CPUs in the mask, quota, limit, cores, exclusive.
+        let table = [
+            (64, None, 6.0, 6, false),
+            (6, None, 6.0, 6, true),
+            (6, Some(6.0), 6.0, 6, true),
+            (64, Some(6.0), 6.0, 6, false),
+            (6, Some(3.0), 6.0, 3, false),
+            (4, None, 6.0, 4, false),
+        ];
+        for (cpus, quota, limit, cores, exclusive) in table {
+            let mut facts = facts(cpus, quota);
+            facts.cpu_limit = Some(limit);
+            let free = plan(&facts).unwrap();
+            assert_eq!(free.cpus.len(), cores, "{free:?}");
+            assert_eq!(free.quota_cores, quota);
+            facts.exclusive_required = true;
+            assert_eq!(plan(&facts).is_ok(), exclusive, "{free:?}");
+        }
+    }
+
+    #[test]
     fn an_operator_may_say_how_many() {
         // CPUs in the mask, quota, cores asked for, pinned, warned.
         let table = [
@@ -509,7 +543,7 @@ mod tests {
         let reason = plan(&facts(8, Some(2.5))).unwrap().reason;
         assert_eq!(
             reason.to_string(),
-            "the CPU quota of 2.5 is less than 8 CPUs: its whole CPUs, not pinned"
+            "the CPU limit of 2.5 is less than 8 CPUs: its whole CPUs, not pinned"
         );
     }
 

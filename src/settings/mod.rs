@@ -71,6 +71,8 @@ pub struct Settings {
     pub log_level: tracing::Level,
     /// `None` follows the affinity mask and the quota.
     pub cores: Option<usize>,
+    /// `None` is what the quota says.
+    pub cpu_limit: Option<u32>,
     pub require_exclusive_cpus: bool,
     pub io_driver: DriverChoice,
     pub memory_limit: MemoryLimit,
@@ -317,6 +319,9 @@ impl Given {
             cores: self
                 .get("HYPERCACHE_CORES", |v| auto(v, |v| number(v, 1..=1024)))?
                 .map(|n| n as usize),
+            cpu_limit: self
+                .get("HYPERCACHE_CPU_LIMIT", |v| auto(v, |v| number(v, 1..=1024)))?
+                .map(|n| n as u32),
             require_exclusive_cpus: self.get("HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS", boolean)?,
             io_driver: self.get("HYPERCACHE_IO_DRIVER", io_driver)?,
             memory_limit: self.get("HYPERCACHE_MEMORY_LIMIT", MemoryLimit::parse)?,

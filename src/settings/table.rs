@@ -130,7 +130,13 @@ pub const TABLE: &[Setting] = &[
         "HYPERCACHE_CORES",
         "auto",
         "auto, or a whole number from 1 to 1024",
-        "data cores; auto follows the affinity mask and the CPU quota",
+        "data cores; auto follows the affinity mask, the CPU quota and the limit",
+    ),
+    setting(
+        "HYPERCACHE_CPU_LIMIT",
+        "auto",
+        "auto, or a whole number from 1 to 1024",
+        "CPUs this process may use, where no quota says so: a container's limit",
     ),
     setting(
         "HYPERCACHE_REQUIRE_EXCLUSIVE_CPUS",
