@@ -47,9 +47,22 @@ SCENARIOS = {
     "an issuer of identities": ["--set", "auth.oidc.issuer=https://id.example",
                                 "--set", "auth.oidc.audience=hyc",
                                 "--set", "auth.peerToken.existingSecret=hyc-peers"],
-    "all monitoring": [*TOKEN, *TLS, "--set", "serviceMonitor.enabled=true,podMonitor.enabled=true",
+    "a policy alone": ["--set", "auth.policy.existingSecret=hyc-policy",
+                       "--set", "tls.peer.existingSecret=peer-tls",
+                       "--set", "podMonitor.enabled=true,podMonitor.authorization.credentials.name=m",
+                       "--set", "tests.token.existingSecret=hyc-tester"],
+    "two tokens": ["--set", "auth.token.value=bmV3\nb2xk\n", "--set", "serviceMonitor.enabled=true"],
+    "an image by digest": ["--set", f"image.digest=sha256:{'a' * 64}", "--set", "image.tag=v1-"],
+    "what is nothing": ["--set", "podLabels=null,podAnnotations=null,podSecurityContext=null",
+                        "--set", "containerSecurityContext=null,affinity=null,tolerations=null",
+                        "--set", "nodeSelector=null,settings=null,extraEnv=null,extraVolumes=null",
+                        "--set", "auth.token.value=null,nameOverride=null,topologySpreadConstraints=null",
+                        "--set", "service.client.annotations=null,serviceAccount.annotations=null"],
+    "a share of the machine": ["--set", "cpuPinning.enabled=false,resources.limits.memory=null",
+                               "--set", "cluster.memoryShare=40"],
+    "all monitoring": [*TOKEN, *TLS, "--set", "serviceMonitor.enabled=true",
                        "--set", "prometheusRule.enabled=true,grafanaDashboard.enabled=true",
-                       "--set", "podMonitor.interval=10s,serviceMonitor.tlsConfig.serverName=hyc",
+                       "--set", "serviceMonitor.interval=10s,serviceMonitor.tlsConfig.serverName=hyc",
                        "--set", "otlp.endpoint=http://collector:4318"],
     "a network policy": ["--set", "networkPolicy.enabled=true",
                          "--set-json", 'networkPolicy.clients=[{"podSelector":{}}]',
@@ -124,8 +137,15 @@ REFUSED = {
     "auth.token.value=two words": ["auth.token.value", "without spaces"],
     "auth.oidc.issuer=https://id.example": ["auth.oidc.audience", "both or neither"],
     "auth.policy.existingSecret=hyc-policy": ["auth.peerToken.existingSecret", "tls.peer"],
+    "auth.token.value=a\nb,auth.token.from=environment": ["several tokens", "auth.token.from=file"],
     "ports.dist=8080": ["ports.dist=8080", "three"],
     "service.client.nodePort=30080": ["service.client.nodePort", "service.client.type"],
+    "service.mgmt.nodePort=30080": ["service.mgmt.nodePort", "service.mgmt.type"],
+    "service.client.type=NodePort,service.client.loadBalancerClass=x": ["type=LoadBalancer"],
+    "serviceMonitor.enabled=true,podMonitor.enabled=true": ["twice", "one of them"],
+    "auth.token.value=x,extraVolumes[0].name=token": ["extraVolumes has token", "another name"],
+    "resources.limits.cpu=2.0005": ["resources.limits.cpu=2.0005", "whole number"],
+    "resources.limits.memory=64Mi,cluster.memoryShare=10": ["memoryShare=10", "16Mi"],
     "extraEnv[0].name=HYPERCACHE_LOG_LEVEL,extraEnv[0].value=debug": ["HYPERCACHE_LOG_LEVEL", "settings"],
     # By the schema.
     "replicas=5": ["replicas", "not allowed"],
@@ -144,6 +164,19 @@ REFUSED = {
     "auth.token.existingSecret=No Name": ["existingSecret", "pattern"],
     "resources.limits.memory=4GB": ["memory"],
     "auth.token.from=nowhere": ["from", "one of"],
+    "podDisruptionBudget.maxUnavailable=500%": ["maxUnavailable"],
+    "nameOverride=a.b": ["nameOverride", "pattern"],
+    "ioUring.localhostProfile=/etc/x.json": ["localhostProfile", "pattern"],
+    "cluster.hintTTL=0s": ["hintTTL", "pattern"],
+    "cluster.heartbeat=10ns": ["heartbeat", "pattern"],
+    "extraEnv[0].name=A,extraEnv[0].value=1": ["value", "string"],
+    "topologySpreadConstraints[0].topologyKey=zone": ["maxSkew"],
+    "image.digest=latest": ["digest", "pattern"],
+    # What is nulled is gone.
+    "tls=null": ["tls"],
+    "probes.readiness=null": ["readiness"],
+    "cluster.heartbeat=null": ["heartbeat"],
+    "replicaCount=null": ["replicaCount"],
 }
 
 # Settings that no value may set: these go by a Secret, and kubelets have no certificate to show.
@@ -263,16 +296,37 @@ class Chart(unittest.TestCase):
     def test_the_token_may_be_what_openssl_prints(self):
         secret = self.rendered["an inline token"].one("Secret")
         self.assertEqual("YlhrdGRHOXJaVzQvK3c9PQ==", secret["data"]["token"])
+        self.assertEqual(secret["data"]["token"], secret["data"]["single"])
+
+    def test_of_two_tokens_one_is_for_what_reads_no_lists(self):
+        secrets = pod.secrets_of(self.rendered["two tokens"])["hyc-hypercache-auth"]
+        self.assertEqual({"token": b"bmV3\nb2xk", "single": b"bmV3"}, secrets)
+        (endpoint,) = self.rendered["two tokens"].one("ServiceMonitor")["spec"]["endpoints"]
+        self.assertEqual("single", endpoint["authorization"]["credentials"]["key"])
+
+    def test_an_image_may_be_named_by_its_digest(self):
+        rendered = self.rendered["an image by digest"]
+        self.assertEqual(f"hypercache@sha256:{'a' * 64}", rendered.container["image"])
+        version = rendered.one("StatefulSet")["metadata"]["labels"]["app.kubernetes.io/version"]
+        self.assertEqual("v1", version)
+
+    def test_a_chart_of_others_may_have_it_and_turn_it_off(self):
+        for enabled in (True, False):
+            with tempfile.TemporaryDirectory() as work:
+                values = {"hypercache": {"enabled": enabled}, "global": {"region": "a"}}
+                chart = helm.umbrella(pathlib.Path(work) / "shop", values)
+                rendered = template(chart=chart)
+                self.assertEqual(6 if enabled else 0, len(rendered.objects))
 
     def test_every_pod_is_guaranteed_whole_cores(self):
         for rendered in self.each():
             resources = rendered.container["resources"]
-            if rendered in (self.rendered["shared CPUs"], self.rendered["examples/trial.yaml"]):
+            if self.scenario in ("shared CPUs", "a share of the machine", "examples/trial.yaml"):
                 continue
             requests, limits = resources["requests"], resources["limits"]
             self.assertEqual({"cpu", "memory"}, set(limits))
             self.assertEqual(pod.bytes_of(requests["memory"]), pod.bytes_of(limits["memory"]))
-            cores = [float(str(it["cpu"]).replace("000m", "")) for it in (requests, limits)]
+            cores = [pod.cores_of(it["cpu"]) for it in (requests, limits)]
             self.assertEqual(cores[0], cores[1])
             self.assertEqual(cores[0], int(cores[0]))
             self.assertNotIn("initContainers", rendered.pod)
@@ -280,9 +334,14 @@ class Chart(unittest.TestCase):
     def test_the_limit_of_memory_comes_from_the_container_with_headroom(self):
         variables = pod.variables(self.defaults, "hyc-hypercache-0")
         self.assertEqual(f"70% of {2 << 30}", variables["HYPERCACHE_MEMORY_LIMIT"])
+        self.assertEqual("2", variables["HYPERCACHE_CPU_LIMIT"])
+        unlimited = self.rendered["a share of the machine"].variables
+        self.assertEqual("40%", unlimited["HYPERCACHE_MEMORY_LIMIT"])
 
     def test_the_pods_have_what_the_restricted_standard_asks_for(self):
         for rendered in self.each():
+            if self.scenario == "what is nothing":
+                continue
             for spec in [rendered.pod, *(it["spec"] for it in rendered.tests)]:
                 security = spec["securityContext"]
                 self.assertTrue(security["runAsNonRoot"])
@@ -458,12 +517,14 @@ class Chart(unittest.TestCase):
             file.flush()
             done = subprocess.run(["promtool", "check", "rules", file.name], capture_output=True, text=True)
             self.assertEqual(0, done.returncode, done.stdout + done.stderr)
-        monitors = [self.rendered["all monitoring"].one(kind)["spec"] for kind in ("ServiceMonitor", "PodMonitor")]
-        for endpoint in (monitors[0]["endpoints"] + monitors[1]["podMetricsEndpoints"]):
+        (service,) = self.rendered["all monitoring"].one("ServiceMonitor")["spec"]["endpoints"]
+        (pods,) = self.rendered["a policy alone"].one("PodMonitor")["spec"]["podMetricsEndpoints"]
+        for endpoint in (service, pods):
             self.assertIn({"targetLabel": "job", "replacement": "hyc-hypercache"}, endpoint["relabelings"])
-            self.assertEqual("https", endpoint["scheme"])
-            credentials = {"name": "hyc-hypercache-auth", "key": "token"}
-            self.assertEqual(credentials, endpoint["authorization"]["credentials"])
+        self.assertEqual("https", service["scheme"])
+        credentials = {"name": "hyc-hypercache-auth", "key": "single"}
+        self.assertEqual(credentials, service["authorization"]["credentials"])
+        self.assertEqual({"name": "m"}, pods["authorization"]["credentials"])
 
     def test_the_dashboard_is_the_one_of_the_project(self):
         data = self.rendered["all monitoring"].one("ConfigMap")["data"]
@@ -530,8 +591,8 @@ class Chart(unittest.TestCase):
         schema = readme.schema()
         values = dict(readme.leaves(readme.values(), schema))
         # What has a meaning when it is given, and needs no default.
-        silent = {("resources", "requests", "cpu"), ("resources", "requests", "memory"),
-                  ("resources", "claims"), ("global",)}
+        silent = {("resources", "requests", "cpu"), ("resources", "requests", "memory"), ("global",),
+                  ("enabled",)}
         self.assertEqual(set(values) | silent, set(paths(schema)))
         comments = readme.described()
         for path in values:

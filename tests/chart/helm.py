@@ -10,6 +10,8 @@ import yaml
 
 CHART = pathlib.Path(__file__).resolve().parents[2] / "chart" / "hypercache"
 PROGRAM = os.environ.get("HELM")
+# What is rendered for, whatever a Helm is built for.
+KUBERNETES = "1.36.0"
 
 # What the notes are rendered as where Helm prints them for installed releases only.
 NOTES_OBJECT = """apiVersion: v1
@@ -67,22 +69,36 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def template(arguments=(), release="hyc", namespace="hyc-prod"):
+def template(arguments=(), release="hyc", namespace="hyc-prod", chart=CHART):
     """What `helm install RELEASE CHART --namespace NAMESPACE ARGUMENTS…` would send."""
     if PROGRAM:
-        return by_program(arguments, release, namespace)
-    return by_engine(arguments, release, namespace)
+        return by_program(chart, arguments, release, namespace)
+    return by_engine(chart, arguments, release, namespace)
 
 
-def by_program(arguments, release, namespace):
+def umbrella(folder, values):
+    """A chart of somebody's that has this one below it, if `hypercache.enabled`."""
+    (folder / "charts").mkdir(parents=True)
+    shutil.copytree(CHART, folder / "charts" / "hypercache")
+    (folder / "templates").mkdir()
+    (folder / "templates" / "NOTES.txt").write_text("shop")
+    dependency = {"name": "hypercache", "version": "0.1.0", "condition": "hypercache.enabled"}
+    chart = {"apiVersion": "v2", "name": "shop", "version": "1.0.0", "dependencies": [dependency]}
+    (folder / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    (folder / "values.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def by_program(chart, arguments, release, namespace):
     with tempfile.TemporaryDirectory() as work:
-        copy = pathlib.Path(work) / "hypercache"
-        shutil.copytree(CHART, copy)
+        copy = pathlib.Path(work) / chart.name
+        shutil.copytree(chart, copy)
         templates = copy / "templates"
         notes = (templates / "NOTES.txt").read_text()
         (templates / "_notes.tpl").write_text('{{- define "notes" -}}\n' + notes + "{{- end }}\n")
         (templates / "notes-object.yaml").write_text(NOTES_OBJECT)
-        command = [PROGRAM, "template", release, str(copy), "--namespace", namespace, *arguments]
+        command = [PROGRAM, "template", release, str(copy), "--namespace", namespace]
+        command += ["--kube-version", KUBERNETES, *arguments]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise Refused(done.stderr)
@@ -91,15 +107,15 @@ def by_program(arguments, release, namespace):
     return Rendered([it for it in objects if it["kind"] != "Notes"], notes)
 
 
-def by_engine(arguments, release, namespace):
+def by_engine(chart, arguments, release, namespace):
     import helm_python
 
     try:
-        with helm_python.Chart.load(CHART) as chart:
-            rendered = chart.render(values_of(arguments), name=release, namespace=namespace)
+        with helm_python.Chart.load(chart) as loaded:
+            rendered = loaded.render(values_of(arguments), name=release, namespace=namespace)
     except helm_python.HelmError as error:
         raise Refused(str(error)) from error
-    notes = rendered.pop("hypercache/templates/NOTES.txt")
+    notes = "".join(text for path, text in rendered.items() if path.endswith("NOTES.txt"))
     texts = (text for path, text in rendered.items() if path.endswith(".yaml"))
     objects = [it for text in texts for it in yaml.load_all(text, StrictLoader) if it]
     return Rendered(objects, notes)

@@ -1,6 +1,7 @@
 """What a kubelet makes of the container of a pod: its variables and the files it is given."""
 
 import base64
+import math
 import pathlib
 import re
 
@@ -13,6 +14,11 @@ def bytes_of(quantity):
     units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
     number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity)).groups()
     return int(float(number) * units.get(unit, 1))
+
+
+def cores_of(quantity):
+    text = str(quantity)
+    return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
 
 
 def secrets_of(rendered):
@@ -33,8 +39,8 @@ def variables(rendered, pod_name, secrets=None):
             value = re.sub(r"\$\((\w+)\)", lambda name: known.get(name[1], name[0]), it["value"])
         elif "resourceFieldRef" in source:
             resource = source["resourceFieldRef"]["resource"]
-            assert resource == "limits.memory", resource
-            value = str(bytes_of(container["resources"]["limits"]["memory"]))
+            limit = container["resources"]["limits"][resource.removeprefix("limits.")]
+            value = str(bytes_of(limit) if resource == "limits.memory" else math.ceil(cores_of(limit)))
         elif "secretKeyRef" in source:
             reference = source["secretKeyRef"]
             value = secrets.get(reference["name"], PLACEHOLDER)[reference["key"]].decode()

@@ -229,7 +229,7 @@ class Pods(unittest.TestCase):
             "--set", "auth.token.existingSecret=hyc-token",
             "--set", "tls.client.existingSecret=hyc-tls,tls.client.caKey=ca.crt",
             "--set", "tls.mgmt.existingSecret=hyc-tls",
-            "--set", "tls.peer.existingSecret=hyc-tls",
+            "--set", "tls.peer.existingSecret=hyc-tls,tests.tls.existingSecret=hyc-tls",
         ]
         domain = f"{NAMESPACE}.svc.k8s.example"
         authority = trustme.CA()

@@ -11,7 +11,8 @@ long names stay two.
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- $full := printf "%s-%s" .Release.Name $name -}}
 {{- if contains $name .Release.Name }}{{ $full = .Release.Name }}{{ end -}}
-{{- $full = default $full .Values.fullnameOverride -}}
+{{- /* Names of releases may have dots, those of Services may not. */ -}}
+{{- $full = default $full .Values.fullnameOverride | replace "." "-" -}}
 {{- if gt (len $full) 52 -}}
 {{- $full = printf "%s-%s" ($full | trunc 43 | trimSuffix "-") ($full | sha256sum | trunc 8) -}}
 {{- end -}}
@@ -43,6 +44,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "hypercache.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "hypercache.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimAll "-_." | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}

@@ -31,7 +31,7 @@ empty without one.
 {{- $single := default $token.existingSecretKey $token.existingSecretScrapeKey -}}
 {{ dict "secret" $token.existingSecret "key" $token.existingSecretKey "single" $single | toYaml }}
 {{- else if $token.value -}}
-{{ dict "secret" (printf "%s-auth" (include "hypercache.fullname" .)) "key" "token" "single" "token" | toYaml }}
+{{ dict "secret" (printf "%s-auth" (include "hypercache.fullname" .)) "key" "token" "single" "single" | toYaml }}
 {{- end }}
 {{- end }}
 
@@ -135,13 +135,23 @@ at /etc/hypercache/<name>. Under their variables' names, since the program has i
 - name: {{ $name }}
   value: {{ include "hypercache.plain" $value | quote }}
 {{- end }}
-{{- if (.Values.resources.limits | default dict).memory }}
+{{- $limits := .Values.resources.limits | default dict }}
+{{- if $limits.cpu }}
+- name: HYPERCACHE_CPU_LIMIT
+  valueFrom:
+    resourceFieldRef:
+      resource: limits.cpu
+{{- end }}
+{{- if $limits.memory }}
 - name: CONTAINER_MEMORY
   valueFrom:
     resourceFieldRef:
       resource: limits.memory
 - name: HYPERCACHE_MEMORY_LIMIT
   value: "{{ .Values.cluster.memoryShare }}% of $(CONTAINER_MEMORY)"
+{{- else }}
+- name: HYPERCACHE_MEMORY_LIMIT
+  value: "{{ .Values.cluster.memoryShare }}%"
 {{- end }}
 {{- with include "hypercache.token" . | fromYaml }}
 {{- if and .secret (eq $.Values.auth.token.from "environment") }}

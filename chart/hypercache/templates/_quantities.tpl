@@ -4,7 +4,7 @@
 {{- if hasSuffix "m" $text -}}
 {{ trimSuffix "m" $text | int64 }}
 {{- else -}}
-{{ mulf (float64 $text) 1000 | floor | int64 }}
+{{ mulf (float64 $text) 1000 | ceil | int64 }}
 {{- end }}
 {{- end }}
 
@@ -12,7 +12,7 @@
 {{- define "hypercache.bytes" -}}
 {{- $text := toString . -}}
 {{- $number := regexFind "^[0-9]+([.][0-9]+)?" $text -}}
-{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
 {{- $unit := trimPrefix $number $text -}}
 {{- if kindIs "float64" . -}}
 {{ int64 . }}

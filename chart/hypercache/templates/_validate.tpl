@@ -16,6 +16,12 @@
 {{- end -}}
 {{- $_ := set $seen .name true -}}
 {{- end -}}
+{{- range concat (include "hypercache.mounts" . | fromYamlArray) (.Values.extraVolumes | default list) -}}
+{{- if hasKey $seen (printf "volume %s" .name) -}}
+{{- fail (printf "extraVolumes has %s, a volume that is there already: give it another name" .name) -}}
+{{- end -}}
+{{- $_ := set $seen (printf "volume %s" .name) true -}}
+{{- end -}}
 {{- end }}
 
 {{- define "hypercache.validateQos" -}}
@@ -37,13 +43,19 @@
 {{- fail (printf "resources.requests.cpu=%v is not resources.limits.cpu=%v, so the pod would not be Guaranteed: set both to the same, or the limit alone. %s" $requests.cpu $limits.cpu $otherwise) -}}
 {{- end -}}
 {{- if and $requests.memory (ne (include "hypercache.bytes" $requests.memory) (include "hypercache.bytes" $limits.memory)) -}}
-{{- fail (printf "resources.requests.memory=%v is not resources.limits.memory=%v, so the pod would not be Guaranteed: set both to the same, or the limit alone. %s" $requests.memory $limits.memory $otherwise) -}}
+{{- fail (printf "resources.requests.memory=%v is not resources.limits.memory=%v, so the pod would not be Guaranteed: set both to the same, or the limit alone. %s" (include "hypercache.plain" $requests.memory) (include "hypercache.plain" $limits.memory) $otherwise) -}}
 {{- end -}}
 {{- else if .Values.cpuPinning.requireExclusive -}}
 {{- fail "cpuPinning.requireExclusive=true needs cpuPinning.enabled=true: shared CPUs would keep every node from starting" -}}
 {{- end -}}
 {{- if and $limits.memory (lt (include "hypercache.bytes" $limits.memory | int64) 67108864) -}}
-{{- fail (printf "resources.limits.memory=%v is too little for a node: set at least 64Mi, better 1Gi" $limits.memory) -}}
+{{- fail (printf "resources.limits.memory=%v is too little for a node: set at least 64Mi, better 2Gi" (include "hypercache.plain" $limits.memory)) -}}
+{{- end -}}
+{{- if $limits.memory -}}
+{{- $items := div (mul (include "hypercache.bytes" $limits.memory | int64) (int64 .Values.cluster.memoryShare)) 100 -}}
+{{- if lt $items 16777216 -}}
+{{- fail (printf "cluster.memoryShare=%d of resources.limits.memory=%v is less than the 16Mi that items take at least: raise one of them" (int64 .Values.cluster.memoryShare) (include "hypercache.plain" $limits.memory)) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
@@ -75,8 +87,12 @@
 
 {{- define "hypercache.validateCredentials" -}}
 {{- $token := .Values.auth.token -}}
-{{- if regexMatch "[^!-~\r\n]" $token.value -}}
+{{- $value := default "" $token.value | trim -}}
+{{- if regexMatch "[^!-~\r\n]" $value -}}
 {{- fail "auth.token.value has characters that no header can carry: set visible ASCII characters without spaces, for example by $(openssl rand -base64 32)" -}}
+{{- end -}}
+{{- if and (eq $token.from "environment") (regexMatch "[\r\n]" $value) -}}
+{{- fail "auth.token.value has several tokens, and a variable holds one: set auth.token.from=file" -}}
 {{- end -}}
 {{- $oidc := .Values.auth.oidc -}}
 {{- if ne (empty $oidc.issuer) (empty $oidc.audience) -}}
@@ -90,12 +106,21 @@
 {{- end }}
 
 {{- define "hypercache.validateServices" -}}
-{{- if eq .Values.service.client.type "ClusterIP" -}}
-{{- range $name := list "nodePort" "loadBalancerClass" "loadBalancerSourceRanges" "externalTrafficPolicy" -}}
-{{- if get $.Values.service.client $name -}}
-{{- fail (printf "service.client.%s needs service.client.type=LoadBalancer or NodePort" $name) -}}
+{{- range $service := list "client" "mgmt" -}}
+{{- $values := get $.Values.service $service -}}
+{{- range $name := list "nodePort" "externalTrafficPolicy" -}}
+{{- if and (get $values $name) (eq $values.type "ClusterIP") -}}
+{{- fail (printf "service.%s.%s needs service.%s.type=LoadBalancer or NodePort" $service $name $service) -}}
 {{- end -}}
 {{- end -}}
+{{- range $name := list "loadBalancerClass" "loadBalancerSourceRanges" -}}
+{{- if and (get $values $name) (ne $values.type "LoadBalancer") -}}
+{{- fail (printf "service.%s.%s needs service.%s.type=LoadBalancer" $service $name $service) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
+{{- fail "serviceMonitor.enabled and podMonitor.enabled would have every pod scraped twice: set one of them" -}}
 {{- end -}}
 {{- $ports := list (int .Values.ports.api) (int .Values.ports.mgmt) (int .Values.ports.dist) -}}
 {{- if ne (len (uniq $ports)) 3 -}}
