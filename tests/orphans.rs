@@ -19,9 +19,11 @@ mod node;
 
 use std::fs;
 use std::io::{BufRead, BufReader, PipeWriter, Write, pipe};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::catch_unwind;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use files::Folder;
 use node::{GUARD, Node};
@@ -43,6 +45,9 @@ const USER_NAMESPACE: &[&str] = &["--user", "--map-root-user"];
 /// the other does when standard input does.
 const WITH_ORPHANS: &str =
     "(true &); exec 3<&0; (cat <&3 >&2 &); exec 3<&-; exec \"$0\" </dev/null";
+
+/// How often is looked at what is waited for.
+const POLL: Duration = Duration::from_millis(5);
 
 type Case = fn(&[&str]);
 
@@ -182,6 +187,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < GUARD, "{what}");
+        thread::sleep(POLL);
     }
 }
 
@@ -217,8 +223,15 @@ fn process_1_ends_when_told_to_while_it_starts(namespace: &[&str]) {
     );
     let mut command = as_process_1(namespace, &[("HYPERCACHE_AUTH_TOKEN_FILE", &token)]);
     let mut outer = command.spawn().unwrap();
-    // Opened when the node opens it too, which it then reads until this is closed.
-    let mut written = fs::OpenOptions::new().write(true).open(&token).unwrap();
+    // It opens as soon as the node reads it, which it then does until this is closed.
+    let mut opened = None;
+    wait_until("the node reads its token", || {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK);
+        opened = options.open(&token).ok();
+        opened.is_some()
+    });
+    let mut written = opened.unwrap();
     kill_process(process_1(outer.id()), Signal::TERM).unwrap();
     written.write_all(b"token").unwrap();
     drop(written);

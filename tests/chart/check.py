@@ -545,7 +545,16 @@ class Chart(unittest.TestCase):
         few = template(["--set", "replicaCount=2"]).notes
         self.assertIn("2 nodes cannot keep 3 copies", few)
         loose = template(["--set", "podDisruptionBudget.minAvailable=2"]).notes
-        self.assertIn("minAvailable=2 lets 3 pods go at once", loose)
+        self.assertIn("lets 3 pods go at once", loose)
+        loose = template(["--set", "podDisruptionBudget.maxUnavailable=4"]).notes
+        self.assertIn("lets 4 pods go at once", loose)
+        self.assertIn("--cert client.crt", self.rendered["TLS"].notes)
+        self.assertIn("tests.tls.existingSecret", self.rendered["TLS"].notes)
+        bare = template(["--set", "auth.policy.existingSecret=p,tls.peer.existingSecret=t",
+                         "--set", "tls.mgmt.existingSecret=m,serviceMonitor.enabled=true"]).notes
+        for value in ("tests.token.existingSecret", "set authorization", "set tlsConfig"):
+            self.assertIn(value, bare)
+        self.assertNotIn("helm test has", self.rendered["a policy alone"].notes)
 
     def test_the_node_takes_every_environment(self):
         secret = certificates() | {"token": b"a-token", "policy.yaml": b"allow_anonymous: true"}

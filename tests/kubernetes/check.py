@@ -547,10 +547,14 @@ def is_packaged_whole(site):
 @case
 def has_monitoring_objects_that_the_operator_knows(site):
     """ServiceMonitor, PodMonitor and PrometheusRule have only fields that their types have."""
-    options = [word for name in MONITORING for word in ("--set", f"{name}.enabled=true")]
-    options += ["--set", "auth.token.value=of-the-operator", *WITH_OPERATOR]
-    expected = {f"{kind} hyc-hypercache" for kind in MONITORING.values()}
-    expect("decoded", set(decoded(site, site.template(*options))), expected)
+    common = ["--set", "auth.token.value=of-the-operator,tls.mgmt.existingSecret=mgmt-tls"]
+    # One of the monitors at a time: both would have every pod scraped twice.
+    for monitor in ("serviceMonitor", "podMonitor"):
+        options = [f"{monitor}.enabled=true,{monitor}.interval=10s,{monitor}.labels.a=b"]
+        options += [f"{monitor}.tlsConfig.serverName=hyc", "prometheusRule.enabled=true"]
+        options = [word for option in options for word in ("--set", option)]
+        expected = {f"{MONITORING[name]} hyc-hypercache" for name in (monitor, "prometheusRule")}
+        expect("decoded", set(decoded(site, site.template(*common, *options, *WITH_OPERATOR))), expected)
 
 
 def decoded(site, text):
