@@ -348,7 +348,8 @@ def takes_an_inline_token(site):
     site.install("--set", f"auth.token.value={token}")
     site.expect_made(before, DEFAULT | {("Secret", "hyc-hypercache-auth")})
     held = site.find("/api/v1/{}/secrets/hyc-hypercache-auth")["data"]
-    expect("what it holds", [base64.b64decode(value).decode() for value in held.values()], [token])
+    holds = {key: base64.b64decode(value).decode() for key, value in held.items()}
+    expect("what it holds", holds, {"token": token, "single": token})
     site.expect_pods(5)
     site.uninstall()
     site.expect_all_gone(before)
