@@ -71,7 +71,7 @@ class Release:
         for ordinal, process in self.processes.items():
             process.kill()
             process.wait()
-            ip("link", "delete", f"pod{ordinal}")
+            self.unplug(ordinal)
         if self.published:
             subprocess.run(["umount", "/etc/hosts"], check=True)
 
@@ -154,9 +154,20 @@ class Release:
         process = self.processes.pop(ordinal)
         process.send_signal(signal.SIGTERM)
         code = process.wait(self.rendered.pod["terminationGracePeriodSeconds"])
-        # Connections that are still being closed may keep its network for a while.
-        ip("link", "delete", f"pod{ordinal}")
+        self.unplug(ordinal)
         return code
+
+    def unplug(self, ordinal):
+        """Takes the device of a pod that ended out of the bridge."""
+        device = f"pod{ordinal}"
+        # The kernel removes it with the pod's network: now, or when connections that are still
+        # being closed no longer keep that, which may be before us.
+        subprocess.run(["ip", "link", "delete", device], capture_output=True)
+
+        def gone():
+            return subprocess.run(["ip", "link", "show", device], capture_output=True).returncode
+
+        self.wait(gone, "the pod's device to go")
 
     def helm_test(self):
         """Runs the container of the pod of `helm test`."""
