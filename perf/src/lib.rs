@@ -3,7 +3,9 @@
 
 pub mod certificates;
 pub mod checked;
+pub mod histogram;
 pub mod load;
+pub mod open_loop;
 pub mod poll;
 pub mod popularity;
 pub mod protocol;

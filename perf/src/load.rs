@@ -2,7 +2,7 @@
 //!
 //! All requests are built before the clock starts; the loop only writes them and
 //! checks answers. It is meant to be lighter than any server it drives, so that
-//! the server's core is the one that is full.
+//! the server's core is the one that is full. `open_loop` sends at a fixed rate instead.
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -264,7 +264,16 @@ impl Connection {
         poll.add(self.stream.as_raw_fd(), index)
     }
 
-    /// Sends so many requests, not more than are left before the list starts again, as far as there is room; the
+    /// How many requests can be sent now. They are written as one piece: those from the start
+    /// of the list wait until the ones from its end are written.
+    pub(crate) fn sendable(&self) -> usize {
+        match self.next == 0 && !self.unwritten.is_empty() {
+            true => 0,
+            false => self.requests.count() - self.next,
+        }
+    }
+
+    /// Sends so many requests, not more than are sendable, as far as there is room; the
     /// rest when the set tells that there is.
     pub(crate) fn send(&mut self, count: usize, poll: &Epoll, index: usize) -> io::Result<()> {
         let place = self.requests.place(self.next..self.next + count);
