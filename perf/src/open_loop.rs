@@ -8,6 +8,7 @@
 //! when the run is over counts as having taken until then.
 
 use std::io;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::histogram::Histogram;
@@ -78,7 +79,10 @@ fn drive(connections: &mut [Connection], book: &mut Book) -> io::Result<()> {
     let mut chunk = vec![0; READ_BYTES];
     loop {
         let now = clock();
-        while let Some(index) = book.release(now) {
+        // All that is due is released before any is sent: requests that are due on one
+        // connection by now are written together.
+        for index in book.release_due(now) {
+            let index = index % connections.len();
             send_due(&mut connections[index], book, &poll, index, clock())?;
         }
         if book.is_complete() {
@@ -162,7 +166,8 @@ struct Progress {
     released: u64,
     sent: u64,
     answered: u64,
-    /// Whether the request that was released last could be sent at once.
+    /// Whether the first request that is released and not sent could have been sent when it
+    /// was due.
     free: bool,
 }
 
@@ -196,6 +201,15 @@ impl Book {
         }
     }
 
+    /// Releases what is due; the connections it is on, to be taken modulo their number.
+    fn release_due(&mut self, now: u64) -> Range<usize> {
+        let count = self.connections.len();
+        let (first, before) = (self.released % count as u64, self.released);
+        while self.release(now).is_some() {}
+        let released = (self.released - before).min(count as u64);
+        first as usize..(first + released) as usize
+    }
+
     /// The connection of the next request, if that is due.
     fn release(&mut self, now: u64) -> Option<usize> {
         if self.next_due_ns()? > now {
@@ -204,8 +218,9 @@ impl Book {
         let index = (self.released % self.connections.len() as u64) as usize;
         self.released += 1;
         let connection = &mut self.connections[index];
-        connection.free = connection.released == connection.sent
-            && connection.sent - connection.answered < self.outstanding_max;
+        if connection.released == connection.sent {
+            connection.free = connection.sent - connection.answered < self.outstanding_max;
+        }
         connection.released += 1;
         Some(index)
     }
@@ -292,9 +307,7 @@ mod tests {
         let mut book = Book::new(schedule(1_000), 10, outstanding_max);
         let mut under_way: Vec<(u64, usize)> = Vec::new();
         for now in (0..3_000 * MS).step_by(MS as usize / 10) {
-            while let Some(index) = book.release(now) {
-                assert!(index < 10);
-            }
+            assert!(book.release_due(now).len() <= 10);
             for index in 0..10 {
                 let count = book.sendable(index);
                 book.send(index, count, now);
@@ -340,11 +353,8 @@ mod tests {
     #[test]
     fn what_is_never_answered_counts_until_the_end() {
         let mut book = Book::new(schedule(1_000), 10, 1);
-        while let Some(index) = book.release(1_000 * MS) {
-            if book.sendable(index) > 0 {
-                book.send(index, 1, 0);
-            }
-        }
+        assert_eq!(book.release_due(1_000 * MS), 0..10);
+        (0..10).for_each(|index| book.send(index, book.sendable(index), 0));
         assert!(!book.is_complete());
         book.give_up(1_500 * MS);
         assert_eq!((book.unanswered, book.latency_ns.total()), (1_000, 1_000));
@@ -365,6 +375,18 @@ mod tests {
             book.answer(0, 0);
         }
         assert_eq!(book.latency_ns.total(), 40_000);
+    }
+
+    #[test]
+    fn a_load_that_is_late_itself_says_so() {
+        let mut book = Book::new(schedule(1_000), 2, 16);
+        assert_eq!(book.release_due(10 * MS), 0..2);
+        assert_eq!((book.sendable(0), book.sendable(1)), (6, 5));
+        book.send(0, 6, 10 * MS);
+        assert_eq!((book.late_ns.total(), book.late_ns.max()), (1, 10 * MS));
+        assert_eq!(book.release_due(11 * MS), 1..2);
+        book.send(1, 6, 12 * MS);
+        assert_eq!((book.late_ns.total(), book.late_ns.max()), (2, 11 * MS));
     }
 
     #[test]
