@@ -6,6 +6,7 @@ pub mod checked;
 pub mod histogram;
 pub mod load;
 pub mod open_loop;
+pub mod peers;
 pub mod poll;
 pub mod popularity;
 pub mod protocol;
