@@ -100,6 +100,9 @@ pub struct Outcome {
     pub seconds: f64,
     /// Processor time of the servers, all their threads, in microseconds per request.
     pub server_cpu_us: f64,
+    /// For what share of the time the servers' threads could have run, but others had the
+    /// processor: how much else went on there. Threads are summed.
+    pub server_waited: f64,
 }
 
 /// A connection, its requests, and how far it is with them.
@@ -140,14 +143,17 @@ impl Load {
     pub fn measure(&self, pids: &[u32]) -> io::Result<Outcome> {
         let mut connections = self.connect_all()?;
         self.drive(&mut connections, WARM_UP_MAX.min(self.duration))?;
-        let (before, started) = (cpu_ns_of(pids)?, Instant::now());
+        let (before, started) = (Usage::of(pids)?, Instant::now());
         let requests = self.drive(&mut connections, self.duration)?;
-        let (after, seconds) = (cpu_ns_of(pids)?, started.elapsed().as_secs_f64());
-        let server_cpu_us = (after - before) as f64 / 1000.0 / requests as f64;
+        let (used, seconds) = (
+            Usage::of(pids)?.since(before),
+            started.elapsed().as_secs_f64(),
+        );
         Ok(Outcome {
             requests,
             seconds,
-            server_cpu_us,
+            server_cpu_us: used.ran_ns as f64 / 1000.0 / requests as f64,
+            server_waited: used.waited_ns as f64 / 1e9 / seconds,
         })
     }
 
@@ -387,21 +393,44 @@ fn core_of(key: usize) -> u64 {
 ///
 /// When there is no such process.
 pub fn cpu_ns(pid: u32) -> io::Result<u64> {
-    let mut total = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let schedstat = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        let ran = schedstat
-            .split(' ')
-            .next()
-            .and_then(|field| field.parse::<u64>().ok());
-        total += ran.ok_or_else(|| io::Error::other("schedstat has another form"))?;
-    }
-    Ok(total)
+    Usage::of(&[pid]).map(|usage| usage.ran_ns)
 }
 
-/// The same of several processes together.
-pub(crate) fn cpu_ns_of(pids: &[u32]) -> io::Result<u64> {
-    pids.iter().map(|&pid| cpu_ns(pid)).sum()
+/// What all threads of some processes had of the processors so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// For how long they ran.
+    pub(crate) ran_ns: u64,
+    /// For how long they were ready to run and did not.
+    pub(crate) waited_ns: u64,
+}
+
+impl Usage {
+    pub(crate) fn of(pids: &[u32]) -> io::Result<Self> {
+        let mut usage = Self::default();
+        for pid in pids {
+            for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+                let schedstat = std::fs::read_to_string(task?.path().join("schedstat"))?;
+                let mut fields = schedstat
+                    .split(' ')
+                    .map(|field| field.trim().parse::<u64>());
+                let (Some(Ok(ran)), Some(Ok(waited))) = (fields.next(), fields.next()) else {
+                    return Err(io::Error::other("schedstat has another form"));
+                };
+                usage.ran_ns += ran;
+                usage.waited_ns += waited;
+            }
+        }
+        Ok(usage)
+    }
+
+    /// What was added since then. A thread that has ended meanwhile is not counted any more.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            ran_ns: self.ran_ns.saturating_sub(before.ran_ns),
+            waited_ns: self.waited_ns.saturating_sub(before.waited_ns),
+        }
+    }
 }
 
 /// Binds the calling thread to one CPU.

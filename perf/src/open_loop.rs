@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::histogram::Histogram;
-use crate::load::{Connection, Load, READ_BYTES, cpu_ns_of};
+use crate::load::{Connection, Load, READ_BYTES, Usage};
 use crate::poll::Epoll;
 
 /// How long the load runs before latencies count; less if the measurement itself is shorter.
@@ -42,6 +42,8 @@ pub struct Timed {
     pub unanswered: u64,
     /// Processor time of the servers in microseconds per request.
     pub server_cpu_us: f64,
+    /// As in a closed loop.
+    pub server_waited: f64,
 }
 
 impl Load {
@@ -55,12 +57,16 @@ impl Load {
         let schedule = Schedule::new(requests_per_s, warm_up, self.duration)?;
         let mut connections = self.connect_all()?;
         let mut book = Book::new(schedule, self.connections, self.pipeline);
-        let before = cpu_ns_of(pids)?;
+        let (before, started) = (Usage::of(pids)?, Instant::now());
         drive(&mut connections, &mut book)?;
-        let server_ns = cpu_ns_of(pids)? - before;
+        let (used, seconds) = (
+            Usage::of(pids)?.since(before),
+            started.elapsed().as_secs_f64(),
+        );
         Ok(Timed {
             answered_per_s: book.in_time as f64 / self.duration.as_secs_f64(),
-            server_cpu_us: server_ns as f64 / 1000.0 / book.answered.max(1) as f64,
+            server_cpu_us: used.ran_ns as f64 / 1000.0 / book.answered.max(1) as f64,
+            server_waited: used.waited_ns as f64 / 1e9 / seconds,
             unanswered: book.unanswered,
             latency_ns: book.latency_ns,
             late_ns: book.late_ns,

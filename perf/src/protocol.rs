@@ -17,6 +17,9 @@ pub enum Protocol {
     Resp,
     /// The text protocol of memcached: `get` or `set`.
     Memcached,
+    /// The same with its meta command `mg` instead of `get`: memcached answers those that come
+    /// together in one piece, and each `get` by itself.
+    MemcachedMeta,
 }
 
 impl Protocol {
@@ -29,6 +32,7 @@ impl Protocol {
                 format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len())
             }
             Self::Memcached => format!("get key{key}\r\n"),
+            Self::MemcachedMeta => format!("mg key{key} v\r\n"),
         };
         out.extend(request.into_bytes());
     }
@@ -46,7 +50,7 @@ impl Protocol {
                     key.len()
                 )
             }
-            Self::Memcached => format!("set key{key} 0 0 {value_bytes}\r\n"),
+            Self::Memcached | Self::MemcachedMeta => format!("set key{key} 0 0 {value_bytes}\r\n"),
         };
         out.extend(head.into_bytes());
         out.resize(out.len() + value_bytes, b'v');
@@ -59,7 +63,7 @@ impl Protocol {
     fn trailer(self) -> &'static [u8] {
         match self {
             Self::Http => b"",
-            Self::Resp => b"\r\n",
+            Self::Resp | Self::MemcachedMeta => b"\r\n",
             Self::Memcached => b"\r\nEND\r\n",
         }
     }
@@ -79,7 +83,8 @@ impl Protocol {
         let answer = match (self, line) {
             (Self::Resp, Some(b"+OK")) => Some(Answer::Stored),
             (Self::Resp, Some([b'$', digits @ ..])) => number(digits).map(Answer::Value),
-            (Self::Memcached, Some(b"STORED")) => Some(Answer::Stored),
+            (Self::Memcached | Self::MemcachedMeta, Some(b"STORED")) => Some(Answer::Stored),
+            (Self::MemcachedMeta, Some(line)) => meta_length(line).map(Answer::Value),
             (Self::Memcached, Some(line)) => memcached_length(line).map(Answer::Value),
             _ => None,
         };
@@ -314,6 +319,12 @@ fn memcached_length(line: &[u8]) -> Option<usize> {
     number(&fields[at + 1..])
 }
 
+/// The length in `VA length flags…`.
+fn meta_length(line: &[u8]) -> Option<usize> {
+    let fields = line.strip_prefix(b"VA ")?;
+    number(fields.split(|&byte| byte == b' ').next()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,6 +335,8 @@ mod tests {
     const RESP: &[u8] = b"$3\r\nabc\r\n+OK\r\n$0\r\n\r\n$4\r\n\r\n\r\n\r\n";
     const MEMCACHED: &[u8] = b"VALUE key1 0 3\r\nabc\r\nEND\r\nSTORED\r\n\
         VALUE key22 0 0\r\n\r\nEND\r\nVALUE k 0 5\r\nEND\r\n\r\nEND\r\n";
+
+    const META: &[u8] = b"VA 3\r\nabc\r\nSTORED\r\nVA 0 f1\r\n\r\nVA 4 \r\nVA \n\r\n";
 
     fn answers(protocol: Protocol, pieces: &[&[u8]]) -> io::Result<Vec<Answer>> {
         let mut answers = Answers::new(protocol);
@@ -361,6 +374,8 @@ mod tests {
         );
         let expected = [Value(3), Stored, Value(0), Value(5)];
         cut_everywhere(Protocol::Memcached, MEMCACHED, &expected);
+        let expected = [Value(3), Stored, Value(0), Value(4)];
+        cut_everywhere(Protocol::MemcachedMeta, META, &expected);
     }
 
     #[test]
@@ -369,6 +384,7 @@ mod tests {
             (Protocol::Http, HTTP),
             (Protocol::Resp, RESP),
             (Protocol::Memcached, MEMCACHED),
+            (Protocol::MemcachedMeta, META),
         ] {
             let all = answers(protocol, &[stream]).unwrap().len();
             let but_one = &stream[..stream.len() - 1];
@@ -391,6 +407,10 @@ mod tests {
             (Protocol::Resp, b"-ERR\r\n"),
             (Protocol::Resp, b"$-1\r\n"),
             (Protocol::Resp, b"$3\r\nabcd\r\n"),
+            (Protocol::MemcachedMeta, b"EN\r\n"),
+            (Protocol::MemcachedMeta, b"VA \r\n"),
+            (Protocol::MemcachedMeta, b"HD\r\n"),
+            (Protocol::MemcachedMeta, b"VA 3\r\nabcd\r\n"),
             (Protocol::Memcached, b"END\r\n"),
             (Protocol::Memcached, b"SERVER_ERROR out of memory\r\n"),
             (Protocol::Memcached, b"NOT_STORED\r\n"),
@@ -442,6 +462,10 @@ mod tests {
         assert_eq!(
             written(Protocol::Memcached),
             "get key7\r\nset key12 0 0 3\r\nvvv\r\n"
+        );
+        assert_eq!(
+            written(Protocol::MemcachedMeta),
+            "mg key7 v\r\nset key12 0 0 3\r\nvvv\r\n"
         );
     }
 }

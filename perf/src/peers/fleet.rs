@@ -38,21 +38,24 @@ pub enum Peer {
     FloorEpoll,
     /// redis-server without persistence.
     Redis,
-    /// memcached with one worker.
+    /// memcached with one worker, asked by `get`.
     Memcached,
+    /// The same asked by `mg`.
+    MemcachedMeta,
     /// nginx with one process and a static answer.
     Nginx,
 }
 
 impl Peer {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Hypercache,
         Self::HypercacheEpoll,
         Self::Floor,
         Self::FloorEpoll,
         Self::Redis,
         Self::Memcached,
+        Self::MemcachedMeta,
         Self::Nginx,
     ];
 
@@ -65,6 +68,7 @@ impl Peer {
             Self::FloorEpoll => "floor-epoll",
             Self::Redis => "redis",
             Self::Memcached => "memcached",
+            Self::MemcachedMeta => "memcached-meta",
             Self::Nginx => "nginx",
         }
     }
@@ -74,6 +78,7 @@ impl Peer {
         match self {
             Self::Redis => Protocol::Resp,
             Self::Memcached => Protocol::Memcached,
+            Self::MemcachedMeta => Protocol::MemcachedMeta,
             _ => Protocol::Http,
         }
     }
@@ -83,9 +88,13 @@ impl Peer {
         matches!(self, Self::Floor | Self::FloorEpoll | Self::Nginx)
     }
 
-    /// Whether it can do what this scenario asks.
+    /// Whether it can do what this scenario asks, and differs in that from the others.
     pub(super) fn can(self, scenario: &Scenario) -> bool {
-        scenario.put_percent == 0 || !self.is_static()
+        match self {
+            // It writes as memcached does.
+            Self::MemcachedMeta => scenario.put_percent < 100,
+            _ => scenario.put_percent == 0 || !self.is_static(),
+        }
     }
 
     fn start(self, value_bytes: usize) -> io::Result<(Server, Option<Scratch>)> {
@@ -95,7 +104,7 @@ impl Peer {
             Self::Floor => floor_of("io_uring", value_bytes),
             Self::FloorEpoll => floor_of("epoll", value_bytes),
             Self::Redis => redis(),
-            Self::Memcached => memcached(),
+            Self::Memcached | Self::MemcachedMeta => memcached(),
             Self::Nginx => return nginx(value_bytes).map(|(server, files)| (server, Some(files))),
         };
         server.map(|server| (server, None))
@@ -108,7 +117,7 @@ impl Peer {
             // It has none of its own: it is built with this program.
             Self::Floor | Self::FloorEpoll => return Ok(env!("CARGO_PKG_VERSION").to_owned()),
             Self::Redis => ("redis-server".into(), "--version"),
-            Self::Memcached => ("memcached".into(), "--version"),
+            Self::Memcached | Self::MemcachedMeta => ("memcached".into(), "--version"),
             Self::Nginx => ("nginx".into(), "-v"),
         };
         let output = Command::new(program).arg(argument).output()?;

@@ -114,12 +114,14 @@ impl Case {
             let outcome = load.measure(&pids)?;
             push("per_s", outcome.requests as f64 / outcome.seconds);
             push("cpu_us", outcome.server_cpu_us);
+            push("waited_percent", 100.0 * outcome.server_waited);
             return Ok(());
         };
         let timed = load.measure_at(rate, &pids)?;
         let us = |ns: u64| ns as f64 / 1000.0;
         push("per_s", timed.answered_per_s);
         push("cpu_us", timed.server_cpu_us);
+        push("waited_percent", 100.0 * timed.server_waited);
         push("p50_us", us(timed.latency_ns.quantile(0.5)));
         push("p99_us", us(timed.latency_ns.quantile(0.99)));
         push("p999_us", us(timed.latency_ns.quantile(0.999)));
@@ -139,6 +141,7 @@ impl Case {
             server: self.peer.name(),
             requests_per_s: self.figure("per_s"),
             server_cpu_us: self.figure("cpu_us"),
+            server_waited_percent: self.figure("waited_percent"),
         }
     }
 
@@ -149,6 +152,7 @@ impl Case {
             offered_per_s: self.rate.unwrap_or_default(),
             answered_per_s: self.figure("per_s"),
             server_cpu_us: self.figure("cpu_us"),
+            server_waited_percent: self.figure("waited_percent"),
             p50_us: self.figure("p50_us"),
             p99_us: self.figure("p99_us"),
             p999_us: self.figure("p999_us"),

@@ -17,8 +17,8 @@ const TOP: f64 = 50.0;
 const BOTTOM: f64 = 360.0;
 
 /// Told apart by those who do not see all colours (Okabe and Ito).
-const COLOURS: [&str; 7] = [
-    "#0072b2", "#56b4e9", "#000000", "#999999", "#d55e00", "#009e73", "#cc79a7",
+const COLOURS: [&str; 8] = [
+    "#0072b2", "#56b4e9", "#000000", "#999999", "#d55e00", "#009e73", "#e69f00", "#cc79a7",
 ];
 
 impl Report {
@@ -198,6 +198,7 @@ mod tests {
             offered_per_s: per_s as u32,
             answered_per_s: flat(per_s),
             server_cpu_us: flat(1.0),
+            server_waited_percent: flat(0.0),
             p50_us: flat(1.0),
             p99_us: flat(p99_us),
             p999_us: flat(p99_us),

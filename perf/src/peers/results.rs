@@ -95,6 +95,8 @@ pub struct Closed {
     pub requests_per_s: Summary,
     /// Processor time of the server, all its threads, in microseconds per request.
     pub server_cpu_us: Summary,
+    /// For what share of the time the server's threads were kept from running by others.
+    pub server_waited_percent: Summary,
 }
 
 /// A fixed rate on one server. Latencies are microseconds from when a request was due, each
@@ -111,6 +113,8 @@ pub struct Open {
     pub answered_per_s: Summary,
     /// As in a closed loop.
     pub server_cpu_us: Summary,
+    /// As in a closed loop.
+    pub server_waited_percent: Summary,
     /// Half of the requests took at most this.
     pub p50_us: Summary,
     /// 99 of a hundred.
@@ -195,17 +199,18 @@ impl Report {
         let rows: Vec<&Closed> = rows.filter(|row| row.scenario == scenario.name).collect();
         writeln!(
             out,
-            "| server | requests/s | server CPU us/request | to the first row |"
+            "| server | requests/s | server CPU us/request | to the first row | waited for CPU, % |"
         )?;
-        writeln!(out, "|---|---|---|---|")?;
+        writeln!(out, "|---|---|---|---|---|")?;
         for row in &rows {
             let ratio = row.server_cpu_us.median / rows[0].server_cpu_us.median;
             writeln!(
                 out,
-                "| {} | {} | {} | {ratio:.2} |",
+                "| {} | {} | {} | {ratio:.2} | {:.1} |",
                 row.server,
                 row.requests_per_s.text(0),
                 row.server_cpu_us.text(3),
+                row.server_waited_percent.median
             )?;
         }
         Ok(())
@@ -214,13 +219,13 @@ impl Report {
     fn write_open(&self, scenario: &Scenario, out: &mut String) -> std::fmt::Result {
         writeln!(
             out,
-            "| due/s | server | answered/s | p50 us | p99 us | p99.9 us | longest us | sent late, p99 us | server CPU us/request |"
+            "| due/s | server | answered/s | p50 us | p99 us | p99.9 us | longest us | sent late, p99 us | server CPU us/request | waited for CPU, % |"
         )?;
-        writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
+        writeln!(out, "|---|---|---|---|---|---|---|---|---|---|")?;
         for row in self.open.iter().filter(|row| row.scenario == scenario.name) {
             writeln!(
                 out,
-                "| {} | {} | {:.0} | {:.0} | {} | {} | {:.0} | {:.0} | {:.3} |",
+                "| {} | {} | {:.0} | {:.0} | {} | {} | {:.0} | {:.0} | {:.3} | {:.1} |",
                 row.offered_per_s,
                 row.server,
                 row.answered_per_s.median,
@@ -229,7 +234,8 @@ impl Report {
                 row.p999_us.text(0),
                 row.max_us.median,
                 row.late_p99_us.median,
-                row.server_cpu_us.median
+                row.server_cpu_us.median,
+                row.server_waited_percent.median
             )?;
         }
         Ok(())
