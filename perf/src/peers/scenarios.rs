@@ -6,7 +6,7 @@ use crate::load::Load;
 use crate::popularity::Popularity;
 
 /// Bytes of all values together, at most: of large ones there are fewer keys.
-const VALUES_BYTES_MAX: usize = 64 << 20;
+const VALUES_BYTES_MAX: usize = 128 << 20;
 
 /// One way to load a server.
 #[derive(Debug, Serialize)]
@@ -198,10 +198,10 @@ mod tests {
             value_bytes: 64 << 10,
             ..GET
         };
-        assert_eq!((GET.keys(), large.keys()), (10_000, 1024));
+        assert_eq!((GET.keys(), large.keys()), (10_000, 2048));
         assert_eq!(
             large.describe(),
-            "GET of 64 KiB, 1024 keys (uniform), 64 connections, pipelining 1"
+            "GET of 64 KiB, 2048 keys (uniform), 64 connections, pipelining 1"
         );
     }
 }
