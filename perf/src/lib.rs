@@ -3,9 +3,18 @@
 
 pub mod certificates;
 pub mod checked;
+pub mod histogram;
 pub mod load;
+pub mod open_loop;
+pub mod peers;
+pub mod poll;
+pub mod popularity;
+pub mod protocol;
 pub mod report;
+mod requests;
 pub mod servers;
 pub mod socket;
 
-pub use load::{Load, Locality, Protocol, cpu_ns, pin};
+pub use load::{Load, Locality, cpu_ns, pin};
+pub use popularity::Popularity;
+pub use protocol::Protocol;

@@ -1,26 +1,38 @@
 //! The load generator: one thread, non-blocking sockets, epoll, closed loop.
 //!
 //! All requests are built before the clock starts; the loop only writes them and
-//! counts answers. It is meant to be lighter than any server it drives, so that
-//! the server's core is the one that is full.
+//! checks answers. It is meant to be lighter than any server it drives, so that
+//! the server's core is the one that is full. `open_loop` sends at a fixed rate instead.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 
+use crate::poll::Epoll;
+use crate::popularity::{Popularity, Sampler};
+use crate::protocol::{Answers, Protocol};
+use crate::requests::Requests;
 use crate::socket::Socket;
 
-/// What to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/1.1 GET or PUT of `/v1/cache/{key}`.
-    Http,
-    /// RESP GET or SET.
-    Resp,
-}
+/// How long no connection may get an answer while some wait for one.
+const SILENCE_MS_MAX: i32 = 2000;
+
+/// How long a server may take to answer while keys are stored.
+const PRELOAD_ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes written before answers are awaited while keys are stored, and requests.
+const PRELOAD_BYTES: usize = 64 << 10;
+const PRELOAD_REQUESTS: usize = 64;
+
+/// How long the load runs before the measurement begins.
+const WARM_UP_MAX: Duration = Duration::from_millis(300);
+
+/// Bytes read at once.
+pub(crate) const READ_BYTES: usize = 256 << 10;
 
 /// Which of the keys a connection uses, on a node of two cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +52,10 @@ pub struct Load {
     pub targets: Vec<String>,
     /// What it speaks.
     pub protocol: Protocol,
-    /// Whether to write instead of reading.
-    pub put: bool,
+    /// How many of a hundred requests write instead of reading.
+    pub put_percent: u32,
+    /// Which keys are asked for how often.
+    pub popularity: Popularity,
     /// Connections.
     pub connections: usize,
     /// Requests outstanding per connection.
@@ -58,6 +72,25 @@ pub struct Load {
     pub tls: Option<Arc<ClientConfig>>,
 }
 
+impl Default for Load {
+    /// GETs of 10,000 keys of 100 bytes in turn, over 64 connections of HTTP.
+    fn default() -> Self {
+        Self {
+            targets: Vec::new(),
+            protocol: Protocol::Http,
+            put_percent: 0,
+            popularity: Popularity::InTurn,
+            connections: 64,
+            pipeline: 1,
+            keys: (0..10_000).collect(),
+            value_bytes: 100,
+            locality: Locality::Any,
+            duration: Duration::from_secs(1),
+            tls: None,
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
@@ -67,15 +100,28 @@ pub struct Outcome {
     pub seconds: f64,
     /// Processor time of the servers, all their threads, in microseconds per request.
     pub server_cpu_us: f64,
+    /// For what share of the time the servers' threads could have run, but others had the
+    /// processor: how much else went on there. Threads are summed.
+    pub server_waited: f64,
 }
 
-struct Connection {
+/// A connection, its requests, and how far it is with them.
+pub(crate) struct Connection {
     stream: Socket,
-    rounds: Vec<Vec<u8>>,
-    round: usize,
-    written: usize,
+    protocol: Protocol,
+    value_bytes: usize,
+    requests: Requests,
+    /// The request to send next.
+    next: usize,
+    /// The request whose answer comes next.
+    awaited: usize,
+    /// What of the requests' bytes is to be written.
+    unwritten: Range<usize>,
+    /// Whether room to write is waited for.
+    blocked: bool,
+    /// Requests sent and not answered.
     outstanding: usize,
-    parser: Answers,
+    answers: Answers,
 }
 
 impl Load {
@@ -83,69 +129,49 @@ impl Load {
     ///
     /// # Errors
     ///
-    /// When a server cannot be reached or answers anything but success.
+    /// When a server cannot be reached or answers anything but what it should.
     pub fn run(&self, pids: &[u32]) -> io::Result<Outcome> {
         self.preload()?;
-        let mut connections = Vec::new();
-        for index in 0..self.connections {
-            connections.push(self.connect(index)?);
-        }
-        self.drive(&mut connections, Duration::from_millis(300))?;
-        let cpu_ns = || pids.iter().map(|&pid| cpu_ns(pid)).sum::<io::Result<u64>>();
-        let (before, started) = (cpu_ns()?, Instant::now());
+        self.measure(pids)
+    }
+
+    /// Measures servers that have all keys.
+    ///
+    /// # Errors
+    ///
+    /// As `run`.
+    pub fn measure(&self, pids: &[u32]) -> io::Result<Outcome> {
+        let mut connections = self.connect_all()?;
+        self.drive(&mut connections, WARM_UP_MAX.min(self.duration))?;
+        let (before, started) = (Usage::of(pids)?, Instant::now());
         let requests = self.drive(&mut connections, self.duration)?;
-        let (after, seconds) = (cpu_ns()?, started.elapsed().as_secs_f64());
-        let server_cpu_us = (after - before) as f64 / 1000.0 / requests as f64;
+        let (used, seconds) = (
+            Usage::of(pids)?.since(before),
+            started.elapsed().as_secs_f64(),
+        );
         Ok(Outcome {
             requests,
             seconds,
-            server_cpu_us,
+            server_cpu_us: used.ran_ns as f64 / 1000.0 / requests as f64,
+            server_waited: used.waited_ns as f64 / 1e9 / seconds,
         })
     }
 
-    fn request(&self, key: usize, put: bool, out: &mut Vec<u8>) {
-        let value = vec![b'v'; self.value_bytes];
-        match (self.protocol, put) {
-            (Protocol::Http, false) => {
-                out.extend(
-                    format!("GET /v1/cache/key{key} HTTP/1.1\r\nHost: perf\r\n\r\n").into_bytes(),
-                );
-            }
-            (Protocol::Http, true) => {
-                out.extend(format!("PUT /v1/cache/key{key} HTTP/1.1\r\nHost: perf\r\nContent-Length: {}\r\n\r\n", value.len()).into_bytes());
-                out.extend(value);
-            }
-            (Protocol::Resp, false) => {
-                let key = format!("key{key}");
-                out.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()).into_bytes());
-            }
-            (Protocol::Resp, true) => {
-                let key = format!("key{key}");
-                out.extend(
-                    format!(
-                        "*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n",
-                        key.len(),
-                        value.len()
-                    )
-                    .into_bytes(),
-                );
-                out.extend(value);
-                out.extend(b"\r\n");
-            }
-        }
-    }
-
-    fn preload(&self) -> io::Result<()> {
+    /// Stores all keys.
+    ///
+    /// # Errors
+    ///
+    /// When the first server cannot be reached or does not store.
+    pub fn preload(&self) -> io::Result<()> {
         let mut stream = Socket::connect(&self.targets[0], self.tls.as_ref())?;
-        stream
-            .tcp()
-            .set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut parser = Answers::new(self.protocol);
+        stream.tcp().set_read_timeout(Some(PRELOAD_ANSWER_MAX))?;
+        let mut answers = Answers::new(self.protocol);
         let mut chunk = vec![0; 65536];
-        for keys in self.keys.chunks(64) {
+        let batch = PRELOAD_BYTES / self.value_bytes.max(1);
+        for keys in self.keys.chunks(batch.clamp(1, PRELOAD_REQUESTS)) {
             let mut bytes = Vec::new();
             keys.iter()
-                .for_each(|&key| self.request(key, true, &mut bytes));
+                .for_each(|&key| self.protocol.write_put(key, self.value_bytes, &mut bytes));
             stream.write_all(&bytes)?;
             stream.flush()?;
             let mut answered = 0;
@@ -154,51 +180,53 @@ impl Load {
                 if read == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                answered += parser.feed(&chunk[..read])?;
+                answered += answers.feed(&chunk[..read])?;
             }
         }
         Ok(())
     }
 
-    fn connect(&self, index: usize) -> io::Result<Connection> {
+    /// Opens all connections and draws their requests.
+    pub(crate) fn connect_all(&self) -> io::Result<Vec<Connection>> {
+        let sampler = Sampler::new(self.popularity, self.keys.len());
+        (0..self.connections)
+            .map(|index| self.connect(index, &sampler))
+            .collect()
+    }
+
+    fn connect(&self, index: usize, sampler: &Sampler) -> io::Result<Connection> {
         let target = &self.targets[index % self.targets.len()];
         let mut stream = Socket::connect(target, self.tls.as_ref())?;
-        let keys: Vec<usize> = match self.locality {
-            Locality::Any => self.keys.clone(),
+        let requests = match self.locality {
+            Locality::Any => Requests::draw(self, index, &self.keys, sampler)?,
             Locality::Local | Locality::Half => {
                 let core = serving_core(&mut stream)?;
                 let (own, other): (Vec<_>, Vec<_>) =
                     self.keys.iter().partition(|&&key| core_of(key) == core);
-                match self.locality {
+                let keys = match self.locality {
                     Locality::Half => own
                         .into_iter()
                         .zip(other)
                         .flat_map(|(a, b)| [a, b])
                         .collect(),
                     _ => own,
-                }
+                };
+                let sampler = Sampler::new(self.popularity, keys.len());
+                Requests::draw(self, index, &keys, &sampler)?
             }
         };
         stream.tcp().set_nonblocking(true)?;
-        let mut next = index * 7919;
-        let rounds = (0..32)
-            .map(|_| {
-                let mut bytes = Vec::new();
-                for _ in 0..self.pipeline {
-                    self.request(keys[next % keys.len()], self.put, &mut bytes);
-                    next += 1;
-                }
-                bytes
-            })
-            .collect();
-        let parser = Answers::new(self.protocol);
         Ok(Connection {
             stream,
-            rounds,
-            round: 0,
-            written: 0,
+            protocol: self.protocol,
+            value_bytes: self.value_bytes,
+            requests,
+            next: 0,
+            awaited: 0,
+            unwritten: 0..0,
+            blocked: false,
             outstanding: 0,
-            parser,
+            answers: Answers::new(self.protocol),
         })
     }
 
@@ -206,34 +234,30 @@ impl Load {
     fn drive(&self, connections: &mut [Connection], duration: Duration) -> io::Result<u64> {
         let poll = Epoll::new()?;
         for (index, connection) in connections.iter_mut().enumerate() {
-            poll.add(connection.stream.as_raw_fd(), index)?;
-            connection.send(self.pipeline)?;
+            connection.register(&poll, index)?;
+            connection.send(self.pipeline, &poll, index)?;
         }
         let deadline = Instant::now() + duration;
-        let mut chunk = vec![0; 256 << 10];
+        let mut chunk = vec![0; READ_BYTES];
         let mut answered = 0_u64;
         let mut running = connections.len();
         while running > 0 {
             let over = Instant::now() >= deadline;
-            let mut failure = None;
-            poll.wait(|index| {
+            let ready = poll.wait(SILENCE_MS_MAX, |index| {
                 let connection = &mut connections[index];
-                match connection.receive(&mut chunk) {
-                    Ok(count) => {
-                        answered += count as u64;
-                        if connection.outstanding == 0 && count > 0 {
-                            if over {
-                                running -= 1;
-                            } else if let Err(error) = connection.send(self.pipeline) {
-                                failure = Some(error);
-                            }
-                        }
+                connection.write_rest(&poll, index)?;
+                let count = connection.receive(&mut chunk)?;
+                answered += count as u64;
+                if connection.outstanding == 0 && count > 0 {
+                    match over {
+                        true => running -= 1,
+                        false => connection.send(self.pipeline, &poll, index)?,
                     }
-                    Err(error) => failure = Some(error),
                 }
+                Ok(())
             })?;
-            if let Some(error) = failure {
-                return Err(error);
+            if ready == 0 {
+                return Err(io::Error::other("no answer for two seconds"));
             }
         }
         Ok(answered)
@@ -241,13 +265,56 @@ impl Load {
 }
 
 impl Connection {
-    fn send(&mut self, pipeline: usize) -> io::Result<()> {
-        let bytes = &self.rounds[self.round];
-        self.written = 0;
-        while self.written < bytes.len() {
-            match self.stream.write(&bytes[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::hint::spin_loop(),
+    /// Has this set tell what arrives.
+    pub(crate) fn register(&self, poll: &Epoll, index: usize) -> io::Result<()> {
+        poll.add(self.stream.as_raw_fd(), index)
+    }
+
+    /// How many requests can be sent now. They are written as one piece: those from the start
+    /// of the list wait until the ones from its end are written.
+    pub(crate) fn sendable(&self) -> usize {
+        match self.next == 0 && !self.unwritten.is_empty() {
+            true => 0,
+            false => self.requests.count() - self.next,
+        }
+    }
+
+    /// Sends so many requests, not more than are sendable, as far as there is room; the
+    /// rest when the set tells that there is.
+    pub(crate) fn send(&mut self, count: usize, poll: &Epoll, index: usize) -> io::Result<()> {
+        let place = self.requests.place(self.next..self.next + count);
+        self.unwritten = match self.unwritten.is_empty() {
+            true => place,
+            false => self.unwritten.start..place.end,
+        };
+        self.next += count;
+        if self.next == self.requests.count() {
+            self.next = 0;
+        }
+        self.outstanding += count;
+        match self.blocked {
+            true => Ok(()),
+            false => self.write(poll, index),
+        }
+    }
+
+    /// Goes on writing if there was no room.
+    #[inline]
+    pub(crate) fn write_rest(&mut self, poll: &Epoll, index: usize) -> io::Result<()> {
+        match self.blocked {
+            true => self.write(poll, index),
+            false => Ok(()),
+        }
+    }
+
+    fn write(&mut self, poll: &Epoll, index: usize) -> io::Result<()> {
+        while !self.unwritten.is_empty() {
+            let bytes = self.requests.bytes(self.unwritten.clone());
+            match self.stream.write(bytes) {
+                Ok(count) => self.unwritten.start += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return self.set_blocked(true, poll, index);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -256,118 +323,44 @@ impl Connection {
                 return Err(error);
             }
         }
-        self.round = (self.round + 1) % self.rounds.len();
-        self.outstanding = pipeline;
-        Ok(())
+        self.set_blocked(false, poll, index)
     }
 
-    fn receive(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
-        match self.stream.read(chunk) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => {
-                let answered = self.parser.feed(&chunk[..count])?;
-                self.outstanding -= answered;
-                Ok(answered)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            Err(error) => Err(error),
+    fn set_blocked(&mut self, blocked: bool, poll: &Epoll, index: usize) -> io::Result<()> {
+        if self.blocked == blocked {
+            return Ok(());
         }
-    }
-}
-
-/// Counts answers in a byte stream and fails on any that is not a success.
-#[derive(Debug)]
-pub struct Answers {
-    protocol: Protocol,
-    head: Vec<u8>,
-    body_left: usize,
-}
-
-impl Answers {
-    /// At the start of a stream.
-    pub fn new(protocol: Protocol) -> Self {
-        Self {
-            protocol,
-            head: Vec::new(),
-            body_left: 0,
-        }
+        self.blocked = blocked;
+        poll.await_room(self.stream.as_raw_fd(), index, blocked)
     }
 
-    /// Takes more of the stream; how many answers it completes.
-    ///
-    /// # Errors
-    ///
-    /// For an answer that is not a success.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> io::Result<usize> {
-        let end: &[u8] = match self.protocol {
-            Protocol::Http => b"\r\n\r\n",
-            Protocol::Resp => b"\r\n",
+    /// Takes what has arrived; how many answers it completes.
+    #[inline]
+    pub(crate) fn receive(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let count = match self.stream.read(chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+            Err(error) => return Err(error),
         };
-        let mut complete = 0;
-        loop {
-            let body = self.body_left.min(bytes.len());
-            self.body_left -= body;
-            bytes = &bytes[body..];
-            if body > 0 && self.body_left == 0 {
-                complete += 1;
+        let before = self.outstanding;
+        self.answers.feed_each(&chunk[..count], |answer| {
+            let put = self.requests.is_put(self.awaited);
+            if self.outstanding == 0 || !self.protocol.is_right(answer, put, self.value_bytes) {
+                let asked = if put { "write" } else { "read" };
+                return Err(io::Error::other(format!(
+                    "{answer:?} to a {asked}, with {} requests outstanding; values have {} bytes",
+                    self.outstanding, self.value_bytes
+                )));
             }
-            if bytes.is_empty() {
-                return Ok(complete);
+            self.outstanding -= 1;
+            self.awaited += 1;
+            if self.awaited == self.requests.count() {
+                self.awaited = 0;
             }
-            let at = if self.head.is_empty() {
-                memchr::memmem::find(bytes, end)
-            } else {
-                None
-            };
-            let body = match at {
-                Some(at) => {
-                    let body = self.body_of(&bytes[..at])?;
-                    bytes = &bytes[at + end.len()..];
-                    body
-                }
-                None => {
-                    self.head.push(bytes[0]);
-                    bytes = &bytes[1..];
-                    if !self.head.ends_with(end) {
-                        continue;
-                    }
-                    let head = std::mem::take(&mut self.head);
-                    self.body_of(&head[..head.len() - end.len()])?
-                }
-            };
-            self.body_left = body;
-            if body == 0 {
-                complete += 1;
-            }
-        }
-    }
-
-    fn body_of(&self, head: &[u8]) -> io::Result<usize> {
-        let bad = || {
-            io::Error::other(format!(
-                "not a success: {:?}",
-                String::from_utf8_lossy(head)
-            ))
-        };
-        let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.trim().parse().ok();
-        match self.protocol {
-            Protocol::Resp => match head {
-                b"+OK" => Ok(0),
-                [b'$', digits @ ..] => number(digits)
-                    .map(|length: usize| length + 2)
-                    .ok_or_else(bad),
-                _ => Err(bad()),
-            },
-            Protocol::Http => {
-                if !head.starts_with(b"HTTP/1.1 200") {
-                    return Err(bad());
-                }
-                const NAME: &[u8] = b"Content-Length: ";
-                let at = memchr::memmem::find(head, NAME).ok_or_else(bad)? + NAME.len();
-                let line = memchr::memchr(b'\r', &head[at..]).map_or(head.len(), |end| at + end);
-                number(&head[at..line]).ok_or_else(bad)
-            }
-        }
+            Ok(())
+        })?;
+        Ok(before - self.outstanding)
     }
 }
 
@@ -400,16 +393,44 @@ fn core_of(key: usize) -> u64 {
 ///
 /// When there is no such process.
 pub fn cpu_ns(pid: u32) -> io::Result<u64> {
-    let mut total = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let schedstat = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        let ran = schedstat
-            .split(' ')
-            .next()
-            .and_then(|field| field.parse::<u64>().ok());
-        total += ran.ok_or_else(|| io::Error::other("schedstat has another form"))?;
+    Usage::of(&[pid]).map(|usage| usage.ran_ns)
+}
+
+/// What all threads of some processes had of the processors so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// For how long they ran.
+    pub(crate) ran_ns: u64,
+    /// For how long they were ready to run and did not.
+    pub(crate) waited_ns: u64,
+}
+
+impl Usage {
+    pub(crate) fn of(pids: &[u32]) -> io::Result<Self> {
+        let mut usage = Self::default();
+        for pid in pids {
+            for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+                let schedstat = std::fs::read_to_string(task?.path().join("schedstat"))?;
+                let mut fields = schedstat
+                    .split(' ')
+                    .map(|field| field.trim().parse::<u64>());
+                let (Some(Ok(ran)), Some(Ok(waited))) = (fields.next(), fields.next()) else {
+                    return Err(io::Error::other("schedstat has another form"));
+                };
+                usage.ran_ns += ran;
+                usage.waited_ns += waited;
+            }
+        }
+        Ok(usage)
     }
-    Ok(total)
+
+    /// What was added since then. A thread that has ended meanwhile is not counted any more.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            ran_ns: self.ran_ns.saturating_sub(before.ran_ns),
+            waited_ns: self.waited_ns.saturating_sub(before.waited_ns),
+        }
+    }
 }
 
 /// Binds the calling thread to one CPU.
@@ -419,93 +440,5 @@ pub fn pin(cpu: usize) {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
-    }
-}
-
-struct Epoll(i32);
-
-impl Epoll {
-    fn new() -> io::Result<Self> {
-        // SAFETY: no arguments to get wrong; the result is checked.
-        match unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) } {
-            -1 => Err(io::Error::last_os_error()),
-            fd => Ok(Self(fd)),
-        }
-    }
-
-    fn add(&self, fd: i32, index: usize) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: index as u64,
-        };
-        // SAFETY: both descriptors are open and the event outlives the call.
-        match unsafe { libc::epoll_ctl(self.0, libc::EPOLL_CTL_ADD, fd, &mut event) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    }
-
-    fn wait(&self, mut ready: impl FnMut(usize)) -> io::Result<()> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 128];
-        // SAFETY: the kernel writes at most as many events as it is told there is room for.
-        let count =
-            unsafe { libc::epoll_wait(self.0, events.as_mut_ptr(), events.len() as i32, 2000) };
-        if count <= 0 {
-            return Err(io::Error::other("no answer for two seconds"));
-        }
-        for event in &events[..count as usize] {
-            ready(event.u64 as usize);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Epoll {
-    fn drop(&mut self) {
-        // SAFETY: ours, open, and not used afterwards.
-        unsafe { libc::close(self.0) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn count(protocol: Protocol, stream: &[u8]) -> Vec<usize> {
-        (1..=stream.len())
-            .map(|size| {
-                let mut answers = Answers::new(protocol);
-                stream
-                    .chunks(size)
-                    .map(|chunk| answers.feed(chunk).unwrap())
-                    .sum()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn answers_are_counted_however_they_are_cut() {
-        let http = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nDate: x\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-        assert!(
-            count(Protocol::Http, http)
-                .iter()
-                .all(|&answers| answers == 2)
-        );
-        assert!(
-            count(Protocol::Resp, b"$3\r\nabc\r\n+OK\r\n")
-                .iter()
-                .all(|&answers| answers == 2)
-        );
-    }
-
-    #[test]
-    fn an_error_is_not_an_answer() {
-        assert!(
-            Answers::new(Protocol::Http)
-                .feed(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-                .is_err()
-        );
-        assert!(Answers::new(Protocol::Resp).feed(b"-ERR\r\n").is_err());
-        assert!(Answers::new(Protocol::Resp).feed(b"$-1\r\n").is_err());
     }
 }

@@ -109,6 +109,49 @@ pub fn start(
     )))
 }
 
+/// Starts a server that does not say when it serves, and waits until it takes connections at
+/// this address, which it was told to use.
+///
+/// # Errors
+///
+/// When it does not start, with what it said last.
+pub fn start_at(
+    mut command: Command,
+    cpus: &'static [usize],
+    address: String,
+) -> io::Result<Server> {
+    confine(&mut command, cpus);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (send, lines) = std::sync::mpsc::channel();
+    if let Some(stderr) = child.stderr.take() {
+        // Reads on when nobody listens any more: the pipe must not fill.
+        std::thread::spawn(move || {
+            BufReader::new(stderr)
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| {
+                    let _ = send.send(line);
+                });
+        });
+    }
+    let mut server = Server { child, address };
+    let deadline = Instant::now() + START_MAX;
+    while server.child.try_wait()?.is_none() && Instant::now() < deadline {
+        if TcpStream::connect(&server.address).is_ok() {
+            return Ok(server);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(server);
+    let said = lines.iter().last().unwrap_or_default();
+    Err(io::Error::other(format!(
+        "{command:?} did not start: {said}"
+    )))
+}
+
 /// A program built beside this one.
 ///
 /// # Errors
@@ -141,8 +184,17 @@ pub fn build(arguments: &[&str]) -> io::Result<()> {
 ///
 /// When it does not start.
 pub fn floor(driver: &str) -> io::Result<Server> {
+    floor_of(driver, 100)
+}
+
+/// The same with answers of so many bytes.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn floor_of(driver: &str, value_bytes: usize) -> io::Result<Server> {
     let mut command = Command::new(beside("floor")?);
-    command.arg(driver);
+    command.args([driver, &value_bytes.to_string()]);
     start(command, &[0], |line| Some(line.to_owned()))
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hypercache_perf::report::{Rounds, exit_code, print_machine};
 use hypercache_perf::servers::{Server, node_of};
-use hypercache_perf::{Load, Locality, Protocol, pin};
+use hypercache_perf::{Load, Locality, pin};
 
 /// Cores, whether it writes, requests pipelined, bytes of a value, which keys.
 const CASES: [(usize, bool, usize, usize, Locality); 7] = [
@@ -56,15 +56,12 @@ fn run() -> io::Result<()> {
             for (server, (cpu, rate)) in servers.iter().zip(&mut results) {
                 let load = Load {
                     targets: vec![server.address.clone()],
-                    protocol: Protocol::Http,
-                    put,
-                    connections: 64,
+                    put_percent: 100 * u32::from(put),
                     pipeline,
-                    keys: (0..10_000).collect(),
                     value_bytes,
                     locality,
                     duration: Duration::from_secs(seconds),
-                    tls: None,
+                    ..Load::default()
                 };
                 let outcome = load.run(&[server.pid()])?;
                 cpu.push(outcome.server_cpu_us);

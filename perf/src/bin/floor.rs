@@ -1,17 +1,21 @@
 //! The floor: the least a server on this runtime can do. It finds the end of each
-//! request and answers a constant of 100 bytes; no parsing, no store, no timers.
+//! request and answers a constant; no parsing, no store, no timers.
 //!
-//! `floor [io_uring|epoll]` serves on a free port of 127.0.0.1 and prints its address.
+//! `floor [io_uring|epoll] [bytes]` answers with so many bytes (100) on a free port of
+//! 127.0.0.1 and prints its address.
 
 use std::io::Write;
+use std::rc::Rc;
 
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::{TcpListener, TcpStream};
 
 fn main() -> std::io::Result<()> {
-    if std::env::args().nth(1).as_deref() == Some("epoll") {
+    let (driver, bytes) = (std::env::args().nth(1), std::env::args().nth(2));
+    let bytes = bytes.and_then(|bytes| bytes.parse().ok()).unwrap_or(100);
+    if driver.as_deref() == Some("epoll") {
         let builder = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new();
-        return builder.build()?.block_on(serve());
+        return builder.build()?.block_on(serve(bytes));
     }
     let mut ring = io_uring::IoUring::builder();
     ring.setup_single_issuer().setup_defer_taskrun();
@@ -20,24 +24,26 @@ fn main() -> std::io::Result<()> {
         .with_entries(256)
         .uring_builder(ring)
         .build()?
-        .block_on(serve())
+        .block_on(serve(bytes))
 }
 
-async fn serve() -> std::io::Result<()> {
+async fn serve(bytes: usize) -> std::io::Result<()> {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
+        Content-Length: {bytes}\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
+    );
+    let constant: Rc<[u8]> = [head.into_bytes(), vec![b'v'; bytes]].concat().into();
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        monoio::spawn(answer(stream));
+        monoio::spawn(answer(stream, constant.clone()));
     }
 }
 
-async fn answer(mut stream: TcpStream) {
-    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
-        Content-Length: 100\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n";
-    let constant = [HEAD, &[b'v'; 100]].concat();
+async fn answer(mut stream: TcpStream, constant: Rc<[u8]>) {
     let mut input: Vec<u8> = Vec::with_capacity(4096);
     let mut output: Vec<u8> = Vec::with_capacity(16384);
     loop {

@@ -13,10 +13,10 @@ use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hypercache_perf::load::Answers;
+use hypercache_perf::protocol::Answers;
 use hypercache_perf::report::{Rounds, print_machine, print_target};
 use hypercache_perf::servers::{Cluster, Server, build, get, id, node};
-use hypercache_perf::{Load, Locality, Protocol, pin};
+use hypercache_perf::{Load, Protocol, pin};
 
 /// Both CPUs, for what is lost under load.
 const EVERY_CPU: &[usize] = &[];
@@ -61,7 +61,7 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
     };
     let get_owned = Load {
         targets: vec![five.addresses[0].api.clone()],
-        put: false,
+        put_percent: 0,
         keys: owned,
         ..put.clone()
     };
@@ -145,15 +145,9 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
 fn puts(targets: Vec<String>, duration: Duration) -> Load {
     Load {
         targets,
-        protocol: Protocol::Http,
-        put: true,
-        connections: 64,
-        pipeline: 1,
-        keys: (0..10_000).collect(),
-        value_bytes: 100,
-        locality: Locality::Any,
+        put_percent: 100,
         duration,
-        tls: None,
+        ..Load::default()
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hypercache_perf::report::{Rounds, print_machine, print_target};
 use hypercache_perf::servers::{build, free_port, get, node_with};
-use hypercache_perf::{Load, Locality, Protocol, pin};
+use hypercache_perf::{Load, pin};
 
 /// The longest that a scrape may take, in milliseconds.
 const SCRAPE_MS_MAX: f64 = 10.0;
@@ -35,7 +35,7 @@ fn main() -> io::Result<()> {
     let setting = ("HYPERCACHE_MGMT_ADDR".to_owned(), management.clone());
     let server = node_with(1, "auto", &[setting])?;
     pin(1);
-    fill(&server.address, &[server.pid()], items)?;
+    fill(&server.address, items)?;
     let (_, metrics) = get(&management, "/metrics")?;
     let series = metrics
         .lines()
@@ -104,20 +104,13 @@ fn number(metrics: &str, series: &str) -> u64 {
 }
 
 /// Stores the keys from 0 on.
-fn fill(address: &str, pids: &[u32], items: usize) -> io::Result<()> {
+fn fill(address: &str, items: usize) -> io::Result<()> {
     let load = Load {
         targets: vec![address.to_owned()],
-        protocol: Protocol::Http,
-        put: false,
-        connections: 1,
-        pipeline: 64,
         keys: (0..items).collect(),
-        value_bytes: 100,
-        locality: Locality::Any,
-        duration: Duration::from_millis(100),
-        tls: None,
+        ..Load::default()
     };
-    load.run(pids).map(|_| ())
+    load.preload()
 }
 
 /// Asks for one key after the other; returns how long each answer took, in nanoseconds.

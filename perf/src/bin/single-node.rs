@@ -31,16 +31,8 @@ fn main() -> io::Result<()> {
     }
 
     let base = Load {
-        targets: Vec::new(),
-        protocol: Protocol::Http,
-        put: false,
-        connections: 64,
-        pipeline: 1,
-        keys: (0..10_000).collect(),
-        value_bytes: 100,
-        locality: Locality::Any,
         duration: Duration::from_secs(seconds),
-        tls: None,
+        ..Load::default()
     };
     let mut cases = Vec::new();
     for pipeline in [1, 16] {
@@ -63,7 +55,7 @@ fn main() -> io::Result<()> {
                         server,
                         Load {
                             pipeline,
-                            put,
+                            put_percent: 100 * u32::from(put),
                             protocol,
                             ..base.clone()
                         },
@@ -108,7 +100,7 @@ fn main() -> io::Result<()> {
         if cpu.is_empty() {
             continue;
         }
-        let operation = if load.put { "PUT" } else { "GET" };
+        let operation = if load.put_percent > 0 { "PUT" } else { "GET" };
         let (cpu_median, rate) = (cpu.median(), rate.median());
         println!(
             "| {name} | {operation} | {} | {:?} | {cpu_median:.3} ({:.3} to {:.3}) | {rate:.0} |",

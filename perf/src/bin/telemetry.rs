@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use hypercache_perf::report::{Rounds, print_machine, print_target};
 use hypercache_perf::servers::{Server, build, node_of, node_with};
-use hypercache_perf::{Load, Locality, Protocol, pin};
+use hypercache_perf::{Load, pin};
 
 /// The most that telemetry may cost, to a build without, and a collector that hangs, to a
 /// node without one.
@@ -146,18 +146,11 @@ fn measure(
     duration: Duration,
     results: &mut Results,
 ) -> io::Result<()> {
-    let keys: Vec<usize> = (0..10_000).collect();
     let load = Load {
         targets: vec![case.server.address.clone()],
-        protocol: Protocol::Http,
-        put: false,
-        connections: 64,
         pipeline,
-        keys,
-        value_bytes: 100,
-        locality: Locality::Any,
         duration,
-        tls: None,
+        ..Load::default()
     };
     let (before, started) = (exporter_ns(&case.server)?, Instant::now());
     let outcome = load

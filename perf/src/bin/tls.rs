@@ -16,7 +16,7 @@ use hypercache_perf::certificates::{Certificates, KeyKind};
 use hypercache_perf::report::{Rounds, print_machine};
 use hypercache_perf::servers::{Server, build, node_with};
 use hypercache_perf::socket::Socket;
-use hypercache_perf::{Load, Locality, Protocol, cpu_ns, pin};
+use hypercache_perf::{Load, Protocol, cpu_ns, pin};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection};
@@ -86,15 +86,13 @@ fn measure_requests(
         for (name, node, tls) in &clients {
             let load = Load {
                 targets: vec![nodes[node].address.clone()],
-                protocol: Protocol::Http,
-                put,
-                connections: 64,
+                put_percent: 100 * u32::from(put),
                 pipeline,
                 keys: (0..1000).collect(),
                 value_bytes,
-                locality: Locality::Any,
                 duration,
                 tls: tls.clone(),
+                ..Load::default()
             };
             cases.push((
                 *name,
@@ -117,7 +115,7 @@ fn measure_requests(
     for (name, _, load, cpu, rate) in &cases {
         println!(
             "| {} of {} bytes, {} at a time | {name} | {:.2} ({:.2} to {:.2}) | {:.0} |",
-            if load.put { "PUT" } else { "GET" },
+            if load.put_percent > 0 { "PUT" } else { "GET" },
             load.value_bytes,
             load.pipeline,
             cpu.median(),
@@ -230,7 +228,7 @@ fn connect_once(address: &str, tls: Option<&Arc<ClientConfig>>) -> io::Result<bo
 fn ask(socket: &mut Socket, request: &[u8]) -> io::Result<()> {
     socket.write_all(request)?;
     socket.flush()?;
-    let mut answers = hypercache_perf::load::Answers::new(Protocol::Http);
+    let mut answers = hypercache_perf::protocol::Answers::new(Protocol::Http);
     let mut chunk = [0; 64 << 10];
     loop {
         let count = socket.read(&mut chunk)?;
