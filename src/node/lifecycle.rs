@@ -410,7 +410,7 @@ fn warn_of_too_little_memory(settings: &Settings, items: u64, process: Option<u6
 
 /// How many descriptors may be open at once, in a cluster as large as may be.
 fn descriptors_max(client_connections: usize, cores: CoreCount) -> u64 {
-    let clients = client_connections + LATE_MAX * cores.get();
+    let clients = client_connections + (LATE_MAX + 1) * cores.get();
     let peers = peering::CONNECTIONS_MAX + runtime::CUT_MAX;
     let management = mgmt::CONNECTIONS_MAX + runtime::CUT_MAX;
     let outgoing = (Lane::ALL.len() + SCANS_MAX) * MEMBERS_MAX;
