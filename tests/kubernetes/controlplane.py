@@ -45,6 +45,19 @@ def wait_for(what, ask):
         time.sleep(STEP_S)
 
 
+def await_answer(what, check, ask):
+    """Asks a program that may not listen yet; `check` fails when it has ended."""
+
+    def answered():
+        check()
+        try:
+            return ask()
+        except (OSError, http.client.HTTPException, Refused):
+            return False
+
+    wait_for(what, answered)
+
+
 class ControlPlane:
     def __init__(self, programs):
         self.programs = Path(programs)
@@ -141,14 +154,10 @@ class ControlPlane:
         )
 
         def healthy():
-            check()
-            try:
-                with urllib.request.urlopen(f"{clients}/health", timeout=5) as answer:
-                    return json.load(answer)["health"] == "true"
-            except (OSError, http.client.HTTPException):
-                return False
+            with urllib.request.urlopen(f"{clients}/health", timeout=5) as answer:
+                return json.load(answer)["health"] == "true"
 
-        wait_for("etcd to be healthy", healthy)
+        await_answer("etcd to be healthy", check, healthy)
 
     def start_apiserver(self):
         check = self.start(
@@ -171,14 +180,7 @@ class ControlPlane:
             "--enable-admission-plugins=PodSecurity",
         )
 
-        def ready():
-            check()
-            try:
-                return self.ask("GET", "/readyz")
-            except (OSError, http.client.HTTPException, Refused):
-                return False
-
-        wait_for("kube-apiserver to be ready", ready)
+        await_answer("kube-apiserver to be ready", check, lambda: self.ask("GET", "/readyz"))
 
     def start_controllers(self):
         check = self.start(

@@ -36,36 +36,50 @@ empty without one.
 {{- end }}
 
 {{/*
-The Secrets that a node reads as files, as a list of `name`, `secret` and `items`; each is mounted
-at /etc/hypercache/<name>. Under their variables' names, since the program has its own.
+The Secrets that a node reads as files, as a list of `name`, `secret` and `files`, each of these with
+its `path`, the Secret's `key` and the node's `variable`. Mounted at /etc/hypercache/<name>.
 */}}
 {{- define "hypercache.mounts" -}}
 {{- $mounts := list -}}
 {{- with include "hypercache.token" . | fromYaml -}}
 {{- if and .secret (eq $.Values.auth.token.from "file") -}}
-{{- $mounts = append $mounts (dict "name" "token" "secret" .secret "files" (dict "token" .key)) -}}
+{{- $files := list (dict "path" "token" "key" .key "variable" "HYPERCACHE_AUTH_TOKEN_FILE") -}}
+{{- $mounts = append $mounts (dict "name" "token" "secret" .secret "files" $files) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.auth.peerToken -}}
 {{- if .existingSecret -}}
-{{- $mounts = append $mounts (dict "name" "peer-token" "secret" .existingSecret "files" (dict "token" .existingSecretKey)) -}}
+{{- $files := list (dict "path" "token" "key" .existingSecretKey "variable" "HYPERCACHE_PEER_TOKEN_FILE") -}}
+{{- $mounts = append $mounts (dict "name" "peer-token" "secret" .existingSecret "files" $files) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.auth.policy -}}
 {{- if .existingSecret -}}
-{{- $mounts = append $mounts (dict "name" "policy" "secret" .existingSecret "files" (dict "policy.yaml" .existingSecretKey)) -}}
+{{- $files := list (dict "path" "policy.yaml" "key" .existingSecretKey "variable" "HYPERCACHE_AUTH_CONFIG") -}}
+{{- $mounts = append $mounts (dict "name" "policy" "secret" .existingSecret "files" $files) -}}
 {{- end -}}
 {{- end -}}
-{{- range $name := list "client" "mgmt" "peer" -}}
+{{- $prefixes := dict "client" "HYPERCACHE_API_TLS" "mgmt" "HYPERCACHE_MGMT_TLS" "peer" "HYPERCACHE_PEER_TLS" -}}
+{{- range $name, $prefix := $prefixes -}}
 {{- with get $.Values.tls $name -}}
 {{- if .existingSecret -}}
-{{- $files := dict "tls.crt" .certKey "tls.key" .keyKey -}}
-{{- if .caKey }}{{ $files = set $files "ca.crt" .caKey }}{{ end -}}
+{{- $files := list (dict "path" "tls.crt" "key" .certKey "variable" (printf "%s_CERT" $prefix)) (dict "path" "tls.key" "key" .keyKey "variable" (printf "%s_KEY" $prefix)) -}}
+{{- if .caKey -}}
+{{- $authority := ternary "CA" "CLIENT_CA" (eq $name "peer") -}}
+{{- $files = append $files (dict "path" "ca.crt" "key" .caKey "variable" (printf "%s_%s" $prefix $authority)) -}}
+{{- end -}}
 {{- $mounts = append $mounts (dict "name" (printf "tls-%s" $name) "secret" .existingSecret "files" $files) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{ toYaml $mounts }}
+{{- end }}
+
+{{/* Whether clients must show a certificate: "yes", or empty. */}}
+{{- define "hypercache.clientsShowCertificates" -}}
+{{- with .Values.tls.client -}}
+{{- if and .existingSecret .caKey (eq .clientAuth "require") }}yes{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{- define "hypercache.environment" -}}
@@ -103,20 +117,9 @@ at /etc/hypercache/<name>. Under their variables' names, since the program has i
 {{- $set = set $set "HYPERCACHE_OIDC_SCOPE_CLAIM" .scopeClaim -}}
 {{- end -}}
 {{- end -}}
-{{- $files := dict "token" "HYPERCACHE_AUTH_TOKEN_FILE" "peer-token" "HYPERCACHE_PEER_TOKEN_FILE" "policy" "HYPERCACHE_AUTH_CONFIG" -}}
-{{- $tls := dict "tls-client" "HYPERCACHE_API_TLS" "tls-mgmt" "HYPERCACHE_MGMT_TLS" "tls-peer" "HYPERCACHE_PEER_TLS" -}}
-{{- range include "hypercache.mounts" . | fromYamlArray -}}
-{{- $at := printf "/etc/hypercache/%s" .name -}}
-{{- if hasKey $files .name -}}
-{{- $set = set $set (get $files .name) (printf "%s/%s" $at (keys .files | first)) -}}
-{{- else -}}
-{{- $prefix := get $tls .name -}}
-{{- $set = set $set (printf "%s_CERT" $prefix) (printf "%s/tls.crt" $at) -}}
-{{- $set = set $set (printf "%s_KEY" $prefix) (printf "%s/tls.key" $at) -}}
-{{- if hasKey .files "ca.crt" -}}
-{{- $ca := ternary "CA" "CLIENT_CA" (eq .name "tls-peer") -}}
-{{- $set = set $set (printf "%s_%s" $prefix $ca) (printf "%s/ca.crt" $at) -}}
-{{- end -}}
+{{- range $mount := include "hypercache.mounts" . | fromYamlArray -}}
+{{- range $mount.files -}}
+{{- $set = set $set .variable (printf "/etc/hypercache/%s/%s" $mount.name .path) -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.tls.client.existingSecret .Values.tls.client.caKey -}}
@@ -135,7 +138,7 @@ at /etc/hypercache/<name>. Under their variables' names, since the program has i
 - name: {{ $name }}
   value: {{ include "hypercache.plain" $value | quote }}
 {{- end }}
-{{- $limits := .Values.resources.limits | default dict }}
+{{- $limits := .Values.resources.limits }}
 {{- if $limits.cpu }}
 - name: HYPERCACHE_CPU_LIMIT
   valueFrom:
@@ -182,19 +185,19 @@ Probes show neither credentials nor certificates. Where the client port or the p
 on a certificate, the management port is asked instead: it asks for one, and takes none.
 */}}
 {{- define "hypercache.liveProbe" -}}
-{{- $client := .Values.tls.client -}}
-{{- $insists := and $client.existingSecret $client.caKey (eq $client.clientAuth "require") -}}
+{{- $insists := eq (include "hypercache.clientsShowCertificates" .) "yes" -}}
+{{- $asked := ternary .Values.tls.mgmt .Values.tls.client $insists -}}
 httpGet:
   path: /healthz
-  port: {{ ternary "mgmt" "api" (not (empty $insists)) }}
-  scheme: {{ ternary "HTTP" "HTTPS" (empty (ternary .Values.tls.mgmt $client (not (empty $insists))).existingSecret) }}
+  port: {{ ternary "mgmt" "api" $insists }}
+  scheme: {{ ternary "HTTP" "HTTPS" (empty $asked.existingSecret) }}
 {{- end }}
 
 {{- define "hypercache.readyProbe" -}}
 {{- $peer := .Values.tls.peer -}}
-{{- $insists := and $peer.existingSecret (eq $peer.mode "require") -}}
+{{- $insists := and (not (empty $peer.existingSecret)) (eq $peer.mode "require") -}}
 httpGet:
   path: /health
-  port: {{ ternary "mgmt" "dist" (not (empty $insists)) }}
-  scheme: {{ ternary "HTTPS" "HTTP" (and (not (empty $insists)) (not (empty .Values.tls.mgmt.existingSecret))) }}
+  port: {{ ternary "mgmt" "dist" $insists }}
+  scheme: {{ ternary "HTTPS" "HTTP" (and $insists (not (empty .Values.tls.mgmt.existingSecret))) }}
 {{- end }}

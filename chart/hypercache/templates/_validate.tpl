@@ -25,7 +25,7 @@
 {{- end }}
 
 {{- define "hypercache.validateQos" -}}
-{{- $limits := .Values.resources.limits | default dict -}}
+{{- $limits := .Values.resources.limits -}}
 {{- $requests := .Values.resources.requests | default dict -}}
 {{- if .Values.cpuPinning.enabled -}}
 {{- $otherwise := "Or set cpuPinning.enabled=false and do without CPUs of its own." -}}
