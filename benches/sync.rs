@@ -158,6 +158,7 @@ fn node(me: u16) -> Option<Coordinator> {
         transfer_rate: 0,
         drop_grace_ms: 30_000,
         bootstrap_timeout_ms: 30_000,
+        copies_bytes_max: 0,
     };
     let origin = Origin::of(&format!("n{me}"), 0);
     let local = LocalStore::new(shard.ok()?, origin, 60_000);

@@ -32,12 +32,14 @@ pub enum Mutation {
     LeaveUnannounced,
     /// A node that was cut off for long goes on as if it had not been.
     IgnoreFence,
+    /// Other cores go on reading their copies of an item that was written.
+    KeepLeases,
 }
 
 impl Mutation {
     /// Those that the simulation finds by chance. The others need circumstances so rare
     /// that a scenario makes them.
-    pub const BY_CHANCE: [Self; 10] = [
+    pub const BY_CHANCE: [Self; 11] = [
         Self::SkipHints,
         Self::KeepFirstHint,
         Self::AckBeforeApply,
@@ -48,6 +50,7 @@ impl Mutation {
         Self::AcceptStaleWrites,
         Self::RestampHints,
         Self::SkipJointStage,
+        Self::KeepLeases,
     ];
 }
 

@@ -23,7 +23,7 @@ use crate::buffers::{Allotment, Pool, Ration, RationRefused};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::cluster::Consistency;
 use crate::hash::{CoreCount, CoreId, KeyHash};
-use crate::store::{ItemView, TooLarge, ValueIn, ValueView};
+use crate::store::{ItemView, Lease, TooLarge, ValueIn, ValueView};
 use crate::telemetry::latency::Via;
 use crate::trace_context::Context;
 
@@ -199,6 +199,10 @@ pub struct Batch {
     ration: Ration,
     /// Which operations belong to recorded requests: runs of them, each from, to, whose.
     contexts: Vec<(usize, usize, Context)>,
+    /// Reads whose items the sender would like to copy.
+    copies_wanted: Vec<usize>,
+    /// The leases of those it may copy.
+    leases: Vec<(usize, Arc<Lease>)>,
 }
 
 impl Batch {
@@ -255,6 +259,16 @@ impl Batch {
         }
     }
 
+    /// The reads whose items the sender would like to copy, each numbered; asked once.
+    pub fn take_copies_wanted(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.copies_wanted)
+    }
+
+    /// Lets the sender copy what the operation numbered `index` has found.
+    pub fn lend(&mut self, index: usize, lease: Arc<Lease>) {
+        self.leases.push((index, lease));
+    }
+
     /// Says that the operation numbered `index` has to wait for other nodes.
     pub fn forwarded(&mut self, index: usize) {
         self.operations[index].forwarded = true;
@@ -290,6 +304,7 @@ impl Batch {
         self.arena.truncate(self.asked_bytes);
         self.arena.shrink_to_fit();
         self.ration.release();
+        self.leases.clear();
         for operation in &mut self.operations {
             operation.outcome = None;
         }
@@ -298,6 +313,8 @@ impl Batch {
     fn clear(&mut self) {
         self.operations.clear();
         self.contexts.clear();
+        self.copies_wanted.clear();
+        self.leases.clear();
         self.arena.clear();
         self.ration.release();
     }
@@ -422,6 +439,27 @@ impl Exchange {
         Ticket { slot, index }
     }
 
+    /// Asks for a copy of what the read behind `ticket`, which was added last, finds.
+    #[cold]
+    pub fn want_copy(&mut self, ticket: Ticket) {
+        if let Some(batch) = &mut self.batches[ticket.slot as usize] {
+            batch.copies_wanted.push(ticket.index as usize);
+        }
+    }
+
+    /// Takes the leases that came home, each with the read that found its item.
+    pub fn take_leases(&mut self) -> Vec<(Ticket, Arc<Lease>)> {
+        let mut all = Vec::new();
+        for (slot, batch) in self.batches.iter_mut().enumerate() {
+            let Some(batch) = batch else { continue };
+            for (index, lease) in batch.leases.drain(..) {
+                let (slot, index) = (slot as u32, index as u32);
+                all.push((Ticket { slot, index }, lease));
+            }
+        }
+        all
+    }
+
     fn open_batch(&mut self, core: CoreId) -> u32 {
         let slot = self.batches.len() as u32;
         let allotment = self.own_allotment.as_ref().unwrap_or(&self.allotment);
@@ -440,6 +478,8 @@ impl Exchange {
                 asked_bytes: 0,
                 ration: Ration::new(Arc::clone(allotment)),
                 contexts: Vec::new(),
+                copies_wanted: Vec::new(),
+                leases: Vec::new(),
             }),
         };
         self.batches.push(Some(batch));

@@ -96,6 +96,7 @@ fn a_get_hit_allocates_nothing() {
         transfer_rate: 0,
         drop_grace_ms: 1,
         bootstrap_timeout_ms: 1,
+        copies_bytes_max: 0,
     };
     let local = LocalStore::new(shard.unwrap(), Origin::of("n", 0), 1000);
     let mut cluster = Coordinator::new(config, local, Arc::clone(&view), 1, now);

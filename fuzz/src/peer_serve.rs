@@ -93,6 +93,7 @@ fn core() -> Coordinator {
         transfer_rate: 0,
         drop_grace_ms: 1_000,
         bootstrap_timeout_ms: 30_000,
+        copies_bytes_max: 0,
     };
     let local = LocalStore::new(shard, Origin::of("n0", 0), 60_000);
     // Nothing changes it, and it takes most of the time to make.

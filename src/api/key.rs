@@ -220,24 +220,55 @@ pub fn serve(
             _ => cluster.write_here(&operation, moment.now),
         };
         if let Some(outcome) = outcome {
-            if let Some(recording) = &mut turn.recording {
-                recording.note(key, render, &outcome);
-            }
-            let mut writer = Writer {
-                answers: &mut turn.answers,
-                facts: &api.facts,
-                view: moment.view,
-                date: moment.date,
-                connection,
-                head_only: matches!(render, Render::Head),
-            };
-            render.answer(&mut writer, key, outcome, moment.now);
-            turn.tally.count(render.operation(), Via::Local);
+            answer_now(api, key, outcome, render, turn, connection, moment);
             return;
         }
     }
+    let reads = matches!(operation.action, Action::Get);
+    if reads && owner != api.core {
+        let Operation {
+            hash,
+            key,
+            consistency,
+            ..
+        } = operation;
+        if let Some(outcome) = cluster.get_copy(hash, key, consistency, moment.now) {
+            answer_now(api, key, outcome, render, turn, connection, moment);
+            return;
+        }
+    }
+    let wants_copy = reads && owner != api.core && cluster.wants_copy(operation.hash);
     let ticket = turn.exchange.add(owner, operation);
+    if wants_copy {
+        turn.exchange.want_copy(ticket);
+    }
     turn.leave_gap(ticket, render, connection);
+}
+
+/// Answers an operation that needed no other core.
+#[inline]
+fn answer_now(
+    api: &Api,
+    key: &[u8],
+    outcome: Outcome<ValueView<'_>>,
+    render: Render,
+    turn: &mut Turn,
+    connection: Connection,
+    moment: Moment<'_>,
+) {
+    if let Some(recording) = &mut turn.recording {
+        recording.note(key, render, &outcome);
+    }
+    let mut writer = Writer {
+        answers: &mut turn.answers,
+        facts: &api.facts,
+        view: moment.view,
+        date: moment.date,
+        connection,
+        head_only: matches!(render, Render::Head),
+    };
+    render.answer(&mut writer, key, outcome, moment.now);
+    turn.tally.count(render.operation(), Via::Local);
 }
 
 impl Render {

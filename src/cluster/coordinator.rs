@@ -58,8 +58,8 @@ use super::view::{NodeIx, View};
 use crate::clock::{SteadyClock, SteadyMs, UnixMs, Version};
 use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
 use crate::mutation::{Mutation, planted};
-use crate::operations::{Action, Batch, Home, Operation, Outcome};
-use crate::store::{ItemView, ShardStats, ValueView};
+use crate::operations::{Action, Batch, Exchange, Home, Operation, Outcome};
+use crate::store::{Copies, ItemView, ShardStats, ValueView};
 use crate::trace_context::Context;
 use reads::{CollectWork, ForwardWork};
 use writes::WriteWork;
@@ -101,6 +101,8 @@ pub struct Config {
     /// How long a node may lack the data of its partitions before its answers count
     /// all the same.
     pub bootstrap_timeout_ms: u64,
+    /// What copies of other cores' items may take on this core.
+    pub copies_bytes_max: usize,
 }
 
 /// Which of the connections to a peer.
@@ -326,6 +328,8 @@ pub struct Coordinator {
     /// The recorded request to which the operation belongs that is being started.
     context: Option<Context>,
     pub(super) activities: Activities,
+    /// Of items that belong to other cores of this node.
+    copies: Copies,
 }
 
 /// A frame on its way to another node.
@@ -345,6 +349,7 @@ impl Coordinator {
         let mut coordinator = Self {
             hints: Hints::new(config.hints),
             sync: SyncState::new(),
+            copies: Copies::new(config.copies_bytes_max),
             config,
             local,
             view: Arc::clone(&view),
@@ -388,6 +393,11 @@ impl Coordinator {
     #[inline]
     pub fn view(&self) -> &View {
         &self.view
+    }
+
+    /// This core's copies of other cores' items.
+    pub fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     /// What was counted.
@@ -448,6 +458,8 @@ impl Coordinator {
     /// Goes over to another view.
     pub fn set_view(&mut self, view: Arc<View>, now: UnixMs) {
         self.steady.advance(now);
+        // By another view this core may not answer alone what it did so far.
+        self.local.shard_mut().revoke_leases();
         let old = std::mem::replace(&mut self.view, view);
         self.follow_clearing(now);
         let view = Arc::clone(&self.view);
@@ -545,6 +557,49 @@ impl Coordinator {
         Some(found(self.local.get(hash, key, now)))
     }
 
+    /// Reads a key of another core's from this core's copy, if there is one that answers
+    /// reads at this level.
+    #[inline]
+    pub fn get_copy(
+        &mut self,
+        hash: KeyHash,
+        key: &[u8],
+        consistency: Consistency,
+        now: UnixMs,
+    ) -> Option<Outcome<ValueView<'_>>> {
+        let any_level = consistency != Consistency::One;
+        let item = self.copies.get(hash, key, any_level, now)?;
+        Some(Outcome::Found(item.into()))
+    }
+
+    /// Whether to ask for a copy of a key's item, now that it has to be read from its core.
+    #[inline]
+    pub fn wants_copy(&mut self, hash: KeyHash) -> bool {
+        self.copies.wants(hash)
+    }
+
+    /// Takes the copies that came home with the outcomes of an exchange.
+    pub fn keep_copies(&mut self, exchange: &mut Exchange) {
+        for (ticket, lease) in exchange.take_leases() {
+            if let Some((key, Outcome::Found(found))) = exchange.outcome(ticket) {
+                let item = ItemView {
+                    key,
+                    value: found.value,
+                    version: found.version,
+                    origin: found.origin,
+                    expires_at: found.expires_at,
+                };
+                self.copies.insert(KeyHash::of(key), item, lease);
+            }
+        }
+    }
+
+    /// Looks after copies and leases. Call it ten times a second or so.
+    pub fn tick_copies(&mut self, now: UnixMs) {
+        self.copies.tick(now);
+        self.local.sweep_leases();
+    }
+
     #[inline]
     fn answers_alone(&self, partition: PartitionId, consistency: Consistency) -> bool {
         if self.view.solo() {
@@ -585,12 +640,30 @@ impl Coordinator {
             }
         }
         self.context = None;
+        self.lend(&mut batch, now);
         if open == 0 {
             self.batches_free.push(slot);
             return Some(batch);
         }
         self.batches[slot] = Some(HeldBatch { batch, home, open });
         None
+    }
+
+    /// Gives the leases that a batch asks for, of what this core answers alone. What it has
+    /// answered just now is still so.
+    fn lend(&mut self, batch: &mut Batch, now: UnixMs) {
+        for index in batch.take_copies_wanted() {
+            let operation = batch.operation(index);
+            let (hash, consistency) = (operation.hash, operation.consistency);
+            if !self.answers_alone(hash.partition(), consistency) {
+                continue;
+            }
+            let any_level = self.view.solo();
+            let lease = self.local.lend(hash, operation.key, any_level, now);
+            if let Some(lease) = lease {
+                batch.lend(index, lease);
+            }
+        }
     }
 
     /// Takes the batches whose last operation got its outcome.

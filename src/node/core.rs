@@ -852,6 +852,7 @@ impl Core {
                 self.cluster.borrow_mut().local_mut().hot_keys_mut().age();
             }
             self.collect_lent();
+            self.cluster.borrow_mut().tick_copies(wall);
             self.publish();
             expected = Instant::now() + TICK;
         }
@@ -907,8 +908,16 @@ impl Core {
         counters.items.set(shard.len() as u64);
         counters.bytes.set(shard.bytes() as u64);
         counters.tombstones.set(shard.tombstones() as u64);
-        counters.gets.set(stats.gets);
-        counters.hits.set(stats.hits);
+        let copies = cluster.copies();
+        let (leases, leases_revoked) = shard.leases();
+        counters.copies.set(copies.len() as u64);
+        counters.copy_bytes.set(copies.bytes() as u64);
+        counters.copy_hits.set(copies.counts().hits);
+        counters.copies_taken.set(copies.counts().taken);
+        counters.leases.set(leases as u64);
+        counters.leases_revoked.set(leases_revoked);
+        counters.gets.set(stats.gets + copies.counts().hits);
+        counters.hits.set(stats.hits + copies.counts().hits);
         counters.sets.set(stats.sets);
         counters.removes.set(stats.removes);
         counters.evicted.set(stats.evicted_items);
@@ -1153,6 +1162,7 @@ impl Service for Rc<Core> {
             }
             if !turn.is_closing_gaps() {
                 self.complete(link, &mut turn.exchange).await;
+                self.cluster.borrow_mut().keep_copies(&mut turn.exchange);
             }
             turn.answers.room = self.common.buffers.answer_room();
             let view = self.view();

@@ -193,7 +193,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         .zip(receivers)
         .zip(&counters)
     {
-        let shard = Shard::new(shard_config(settings, core, cores, memory_limit))
+        let mut shard_config = shard_config(settings, core, cores, memory_limit);
+        let copies_bytes_max = copies_bytes_max(settings, cores, shard_config.bytes_max);
+        shard_config.bytes_max -= copies_bytes_max;
+        let shard = Shard::new(shard_config)
             .map_err(|error| cannot(format!("HYPERCACHE_MEMORY_LIMIT: {error}")))?;
         let tombstone_ttl_ms = settings.tombstone_ttl.as_millis() as u64;
         let api = Api {
@@ -202,7 +205,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             cores,
         };
         let cluster = Coordinator::new(
-            cluster_config(settings, core, cores),
+            cluster_config(settings, core, cores, copies_bytes_max),
             LocalStore::new(shard, origin, tombstone_ttl_ms),
             Arc::clone(&view),
             now.0 ^ (core.index() as u64) << 48 ^ u64::from(std::process::id()) << 32,
@@ -532,7 +535,12 @@ fn membership(settings: &Settings, me: Identity, now_ms: u64) -> Membership {
     Membership::new(config, me, now_ms, seeds.collect(), now_ms)
 }
 
-fn cluster_config(settings: &Settings, core: CoreId, cores: CoreCount) -> Config {
+fn cluster_config(
+    settings: &Settings,
+    core: CoreId,
+    cores: CoreCount,
+    copies_bytes_max: usize,
+) -> Config {
     let ms = |duration: Duration| duration.as_millis() as u64;
     let share = |total: usize| (total / cores.get()).max(1);
     Config {
@@ -554,6 +562,7 @@ fn cluster_config(settings: &Settings, core: CoreId, cores: CoreCount) -> Config
         transfer_rate: settings.transfer_rate.0.div_ceil(cores.get() as u64),
         drop_grace_ms: ms(settings.drop_grace),
         bootstrap_timeout_ms: ms(settings.bootstrap_timeout),
+        copies_bytes_max,
     }
 }
 
@@ -607,6 +616,15 @@ fn shard_config(
         tombstones_max: share(settings.tombstones).max(1),
         eviction: settings.eviction,
     }
+}
+
+/// What copies of other cores' items may take of one core's memory.
+fn copies_bytes_max(settings: &Settings, cores: CoreCount, core_bytes: usize) -> usize {
+    const SHARE: usize = 16;
+    if cores == CoreCount::ONE {
+        return 0;
+    }
+    (settings.hot_copies.0 as usize).min(core_bytes / SHARE)
 }
 
 fn limits(settings: &Settings) -> Limits {

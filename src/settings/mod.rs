@@ -89,6 +89,7 @@ pub struct Settings {
     pub idle_timeout: Duration,
     pub shutdown_timeout: Duration,
     pub mailbox_depth: usize,
+    pub hot_copies: ByteSize,
     pub pipeline_depth: usize,
     pub tombstone_ttl: Duration,
     pub tombstones: usize,
@@ -339,6 +340,7 @@ impl Given {
             shutdown_timeout: self.interval("HYPERCACHE_SHUTDOWN_TIMEOUT")?,
             mailbox_depth: self.get("HYPERCACHE_MAILBOX_DEPTH", |v| number(v, 1..=1 << 16))?
                 as usize,
+            hot_copies: self.get("HYPERCACHE_HOT_COPIES", |v| bytes(v, 0..=1 << 30))?,
             pipeline_depth: self.get("HYPERCACHE_PIPELINE_DEPTH", |v| number(v, 1..=4096))?
                 as usize,
             tombstone_ttl: self.interval("HYPERCACHE_TOMBSTONE_TTL")?,

@@ -229,6 +229,12 @@ pub const TABLE: &[Setting] = &[
         "batches a core may have outstanding at another",
     ),
     setting(
+        "HYPERCACHE_HOT_COPIES",
+        "8MiB",
+        "bytes such as 8MiB; 0 for none",
+        "what a core's copies of other cores' hot items may take, at most a sixteenth of its memory",
+    ),
+    setting(
         "HYPERCACHE_LOG_LEVEL",
         "info",
         "debug, info, warn or error",

@@ -61,25 +61,32 @@ impl HotKeys {
         }
         self.skip -= 1;
         if self.skip == 0 {
-            self.count(hash, key);
+            self.random = splitmix64(self.random);
+            self.skip = 1 + self.random % (2 * SAMPLE - 1);
+            self.count(hash, key, 1);
+        }
+    }
+
+    /// A key is used elsewhere: so many uses of it were looked at, as many as here would have been.
+    pub fn add(&mut self, hash: KeyHash, key: &[u8], looked_at: u64) {
+        if COUNTS {
+            self.count(hash, key, looked_at);
         }
     }
 
     #[cold]
-    fn count(&mut self, hash: KeyHash, key: &[u8]) {
-        self.random = splitmix64(self.random);
-        self.skip = 1 + self.random % (2 * SAMPLE - 1);
-        self.looked_at += 1;
+    fn count(&mut self, hash: KeyHash, key: &[u8], uses: u64) {
+        self.looked_at += uses;
         let known = self.hashes.iter().position(|&known| known == hash.0);
         if let Some(index) = known
             && self.keys[index].key == key
         {
-            self.keys[index].count += 1;
+            self.keys[index].count += uses;
         } else if self.keys.len() < COUNTERS {
             self.hashes.push(hash.0);
             self.keys.push(HotKey {
                 key: key.to_vec(),
-                count: 1,
+                count: uses,
                 error: 0,
             });
         } else {
@@ -92,7 +99,7 @@ impl HotKeys {
             // The buffer stays.
             hot.key.clear();
             hot.key.extend_from_slice(key);
-            hot.count = least + 1;
+            hot.count = least + uses;
             hot.error = least;
         }
     }

@@ -27,11 +27,14 @@
 //!                                       timing wheel are threaded through items
 //! ```
 
+mod copies;
 mod digest;
 mod eviction;
 mod expiry;
+mod frequency;
 mod hotkeys;
 mod item;
+mod lease;
 mod list;
 mod memory;
 mod partition;
@@ -40,9 +43,11 @@ mod slab;
 mod table;
 mod write;
 
+pub use copies::{Copies, CopyCounts};
 pub use digest::Digest;
 pub use eviction::{EvictionPolicy, UnknownEvictionPolicy};
 pub use hotkeys::{HotKey, HotKeys, SAMPLE as HOT_KEYS_SAMPLE};
 pub use item::{ItemView, Resident, StoredItem, ValueView};
+pub use lease::{LEASES_MAX, Lease};
 pub use shard::{Shard, ShardConfig, ShardStats, ShardTooSmall};
 pub use write::{Applied, Content, KEY_BYTES_MAX, SHARED_VALUE_BYTES, TooLarge, ValueIn, Write};

@@ -20,7 +20,8 @@
 //! * every item is in one table, in one list (values in the policy's, tombstones in
 //!   the queue) and, if it expires, in the wheel;
 //! * a partition's digest is the sum over its items; `item_bytes` the sum of their charges;
-//! * `len() <= items_max`, `tombstones() <= tombstones_max`, `bytes() <= bytes_max`.
+//! * `len() <= items_max`, `tombstones() <= tombstones_max`, `bytes() <= bytes_max`;
+//! * an item whose lease is good is as it was when that was given ([`super::lease`]).
 //!
 //! What happens when full: the call that goes over a bound evicts values until it
 //! holds, and purges the oldest tombstones when no value is left. The item being
@@ -38,6 +39,7 @@ use super::digest::Digest;
 use super::eviction::{EvictionPolicy, Evictor, Policy};
 use super::expiry::{Step, Wheel};
 use super::item::{ItemBox, ItemId, ItemView, Resident, StoredItem};
+use super::lease::{Lease, Leases};
 use super::list::List;
 use super::partition::Partitions;
 use super::slab::{CHUNK_SLOTS, Slab};
@@ -150,6 +152,7 @@ pub struct Shard {
     /// Values that are gone from here while readers still had a share of them.
     lent: Vec<Arc<[u8]>>,
     lent_bytes: usize,
+    leases: Leases,
 }
 
 impl Shard {
@@ -182,6 +185,7 @@ impl Shard {
             clearing: None,
             lent: Vec::new(),
             lent_bytes: 0,
+            leases: Leases::default(),
         };
         let bytes_min = FIXED_SHARE * (shard.bytes() + Slab::bytes_min());
         if config.bytes_max < bytes_min {
@@ -215,6 +219,46 @@ impl Shard {
     /// What is known of a key, even if it is deleted or expired.
     pub fn resident(&self, hash: KeyHash, key: &[u8]) -> Option<Resident> {
         Some(self.slab[self.find(hash, key)?].resident())
+    }
+
+    /// Gives the lease of a key's item to a core that is about to copy it, if it is visible: for
+    /// reads at any level, or at ONE. None either when too many are given.
+    pub fn lend(
+        &mut self,
+        hash: KeyHash,
+        key: &[u8],
+        any_level: bool,
+        now: UnixMs,
+    ) -> Option<Arc<Lease>> {
+        let id = self.find(hash, key)?;
+        self.slab[id].is_visible(now).then_some(())?;
+        self.leases.give(id, any_level)
+    }
+
+    /// Ends all leases: what this core may answer has changed.
+    pub fn revoke_leases(&mut self) {
+        self.leases.revoke_all();
+    }
+
+    /// Takes back leases that nobody holds. What was read from copies counts as used; `used`
+    /// is told of it, and how often that was noted.
+    pub fn sweep_leases(&mut self, mut used: impl FnMut(KeyHash, &[u8], u32)) {
+        let Self {
+            leases,
+            slab,
+            policy,
+            ..
+        } = self;
+        leases.sweep(|id, uses| {
+            policy.access(slab, id);
+            let item = &slab[id];
+            used(item.hash(), item.key(), uses);
+        });
+    }
+
+    /// How many leases are given, and how many were revoked so far.
+    pub fn leases(&self) -> (usize, u64) {
+        (self.leases.len(), self.leases.revoked())
     }
 
     /// The item of a key, unless it is cleared and only not gone yet.
@@ -314,6 +358,7 @@ impl Shard {
     pub fn clear(&mut self, version: Version) {
         let kept_from = version.next();
         if kept_from > self.kept_from {
+            self.leases.revoke_all();
             self.kept_from = kept_from;
             self.clearing = Some(PartitionId::FIRST);
         }
@@ -450,6 +495,9 @@ impl Shard {
     }
 
     fn replace(&mut self, id: ItemId, mut item: ItemBox, now: UnixMs) {
+        if !planted(Mutation::KeepLeases) {
+            self.leases.revoke(id);
+        }
         self.wheel.remove(&mut self.slab, id);
         let old = &self.slab[id];
         let keeps_place = !old.is_tombstone() && !item.is_tombstone();
@@ -538,6 +586,7 @@ impl Shard {
 
     /// Frees an item that is in no list and not in the wheel; returns its charge.
     fn forget(&mut self, id: ItemId) -> usize {
+        self.leases.revoke(id);
         self.partitions.remove(&self.slab, id);
         let item = self.slab.remove(id);
         let charge = item.charge();

@@ -95,7 +95,19 @@ pub struct CoreCounters {
     pub bytes: Cell,
     /// Tombstones held.
     pub tombstones: Cell,
-    /// Reads of keys.
+    /// Copies of other cores' items.
+    pub copies: Cell,
+    /// What they take.
+    pub copy_bytes: Cell,
+    /// Reads answered from them.
+    pub copy_hits: Cell,
+    /// Copies taken.
+    pub copies_taken: Cell,
+    /// Items of which other cores may have copies.
+    pub leases: Cell,
+    /// How often such items have changed or gone.
+    pub leases_revoked: Cell,
+    /// Reads of keys, from copies too.
     pub gets: Cell,
     /// Reads that found something.
     pub hits: Cell,

@@ -288,6 +288,9 @@ fn settle(world: &mut World, ms: u64) -> Result<(), Broken> {
 }
 
 fn bounds(world: &World) -> Result<(), Broken> {
+    if let Some(wrong) = &world.stale_copy {
+        return Err(wrong.clone());
+    }
     for node in &world.nodes {
         for core in &node.cores {
             if core.hints().len() > 2 * HINTS_PER_NODE {

@@ -161,6 +161,12 @@ pub struct World {
     settings: WorldSettings,
     pub keys: Vec<Vec<u8>>,
     exchanges: BTreeMap<usize, (Exchange, hypercache::operations::Ticket)>,
+    /// The node, its life and the core whose client waits for a request.
+    entered: BTreeMap<usize, (usize, u32, usize)>,
+    /// Reads answered from copies of other cores' items.
+    pub copies_read: u64,
+    /// The first of them that the item's core would have answered otherwise.
+    pub stale_copy: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -176,6 +182,13 @@ pub struct WorldSettings {
     pub keys: usize,
     /// What each core may hold; 0 for all there is.
     pub items_max: usize,
+}
+
+fn finding(outcome: Outcome<hypercache::store::ValueView<'_>>) -> Option<Done> {
+    match outcome {
+        Outcome::Found(found) => Some(Done::Found(found.value.bytes().to_vec(), found.version)),
+        _ => None,
+    }
 }
 
 fn shard(cores: CoreCount, core: CoreId, items_max: usize) -> Shard {
@@ -207,6 +220,9 @@ impl World {
                 .map(|key| format!("key-{key}").into_bytes())
                 .collect(),
             exchanges: BTreeMap::new(),
+            entered: BTreeMap::new(),
+            copies_read: 0,
+            stale_copy: None,
         };
         for index in 0..settings.nodes + settings.spares {
             let cores = 1 + world.rng.below(2);
@@ -284,6 +300,7 @@ impl World {
                     transfer_rate: 0,
                     drop_grace_ms: 500,
                     bootstrap_timeout_ms: NEVER_MS,
+                    copies_bytes_max: 1 << 20,
                 };
                 let shard = shard(count, core, self.settings.items_max);
                 let local = LocalStore::new(shard, Origin::of(&id, life as u8), 3_600_000);
@@ -391,6 +408,7 @@ impl World {
                 self.nodes[node].membership.tick(self.now, &mut rng);
                 for core in &mut self.nodes[node].cores {
                     core.tick(now);
+                    core.tick_copies(now);
                     while core.local_mut().shard_mut().reap(now, REAP_STEPS) {}
                 }
                 self.schedule(TICK_MS, Event::Tick { node, life });
@@ -638,6 +656,10 @@ impl World {
             return;
         };
         exchange.put_back(batch);
+        let (node, life, entered) = self.entered.remove(&request).unwrap();
+        if self.nodes[node].life == life {
+            self.nodes[node].cores[entered].keep_copies(&mut exchange);
+        }
         let (_, outcome) = exchange.outcome(ticket).unwrap();
         let done = match outcome {
             Outcome::Found(found) => Done::Found(found.value.bytes().to_vec(), found.version),
@@ -688,6 +710,25 @@ impl World {
         let hash = KeyHash::of(&bytes);
         let cores = CoreCount::new(self.nodes[node].cores.len()).unwrap();
         let core = hash.partition().core(cores);
+        // The core that the client is connected to.
+        let entered = self.rng.below(cores.get());
+        let enters_elsewhere = kind == Kind::Get && entered != core.index();
+        if enters_elsewhere {
+            let copy = self.nodes[node].cores[entered].get_copy(hash, &bytes, consistency, now);
+            if let Some(copied) = copy.and_then(finding) {
+                self.copies_read += 1;
+                let owner = &mut self.nodes[node].cores[core.index()];
+                let owned = owner.get_here(hash, &bytes, consistency, now);
+                let owned = owned.and_then(finding);
+                if owned.as_ref() != Some(&copied) && self.stale_copy.is_none() {
+                    let wrong = format!("a copy says {copied:?}, its owner {owned:?}");
+                    self.stale_copy = Some(wrong);
+                }
+                self.requests[number].result = Some(copied);
+                self.requests[number].ended = self.now;
+                return number;
+            }
+        }
         let mut exchange = Exchange::new(cores);
         let action = match &kind {
             Kind::Get => Action::Get,
@@ -704,8 +745,13 @@ impl World {
             consistency,
         };
         let ticket = exchange.add(core, operation);
+        if enters_elsewhere {
+            // Keys are few and read seldom: every one of them counts as hot.
+            exchange.want_copy(ticket);
+        }
         let batch = exchange.take(0).unwrap();
         self.exchanges.insert(number, (exchange, ticket));
+        self.entered.insert(number, (node, self.nodes[node].life, entered));
         let home = Home {
             core,
             reply: number,

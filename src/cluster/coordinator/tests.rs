@@ -50,6 +50,7 @@ fn coordinator_of_size(id: &str, view: &Arc<View>, items_max: usize) -> Coordina
         transfer_rate: 0,
         drop_grace_ms: 1_000,
         bootstrap_timeout_ms: 30_000,
+        copies_bytes_max: 0,
     };
     let local = LocalStore::new(shard.unwrap(), Origin::of(id, 0), 60_000);
     Coordinator::new(config, local, Arc::clone(view), 1, NOW)
