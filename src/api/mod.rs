@@ -179,11 +179,15 @@ impl Api {
             Operation::BatchDelete => plan_batch(batch::Kind::Delete, body),
             Operation::Liveness => {
                 let core = self.core.index().to_string();
+                let cores = self.cores.get().to_string();
                 writer.respond(
                     Status::Ok,
                     "text/plain",
                     b"ok",
-                    &[("X-Cache-Core", core.as_bytes())],
+                    &[
+                        ("X-Cache-Core", core.as_bytes()),
+                        ("X-Cache-Cores", cores.as_bytes()),
+                    ],
                 );
                 return None;
             }

@@ -43,6 +43,7 @@ use super::measuring::{Meter, SlowRequests};
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
 use super::readiness::{CoreReport, Readiness};
 use super::security::{Entrance, Security};
+use super::spread::{MOVING_MAX, Spread};
 use super::verifying::Verifiers;
 use crate::api::browse::KeyScan;
 use crate::api::router;
@@ -56,7 +57,7 @@ use crate::hash::{CoreCount, CoreId};
 use crate::http::{Head, HttpDate};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
-use crate::runtime::{self, Deadlines, Listener, Receiver, Sender, Timeouts, Watch};
+use crate::runtime::{self, CHOSEN_PORTS, Deadlines, Listener, Receiver, Sender, Timeouts, Watch};
 use crate::store::SHARED_VALUE_BYTES;
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
@@ -132,6 +133,8 @@ pub enum Message {
     Serve(Box<PeerFrame>, Home),
     /// What another node asked of another core, carried out.
     Served(Box<PeerFrame>, Home),
+    /// A connection that the core that accepted it passes on.
+    Adopt(std::net::TcpStream),
     /// The cluster has changed. The second counts messages of this kind that wait here.
     View(Arc<View>, Arc<()>),
     /// Something else decides who is let in. The second counts as for views.
@@ -181,7 +184,7 @@ impl fmt::Display for Thread {
 /// have `depth` batches outstanding between any two (see the module's comment).
 pub fn mailbox_capacity(cores: usize, depth: usize) -> usize {
     const CONTROL: usize = 16 + ERRANDS_MAX;
-    2 * (depth + SCANS_MAX + FRAMES_MAX) * (cores - 1) + CONTROL
+    2 * (depth + SCANS_MAX + FRAMES_MAX) * (cores - 1) + MOVING_MAX + CONTROL
 }
 
 /// What a core is made of.
@@ -227,6 +230,8 @@ pub struct Parts {
     pub connections: Arc<AtomicUsize>,
     /// How many there may be.
     pub connections_max: usize,
+    /// Where they are.
+    pub spread: Arc<Spread>,
     /// Where it counts.
     pub counters: Arc<CoreCounters>,
     /// Where its spans go.
@@ -305,6 +310,7 @@ pub struct Core {
     dirty: Cell<Vec<(NodeIx, Lane)>>,
     connections: Arc<AtomicUsize>,
     connections_max: usize,
+    spread: Arc<Spread>,
     pub(super) counters: Arc<CoreCounters>,
     meter: Meter,
     pub(super) tracer: Tracer,
@@ -489,6 +495,7 @@ impl Core {
             dirty: Cell::default(),
             connections: parts.connections,
             connections_max: parts.connections_max,
+            spread: parts.spread,
             counters: parts.counters,
             tracer: parts.tracing.tracer(),
             events: parts.events,
@@ -536,6 +543,13 @@ impl Core {
                         if let Some(reply) = self.reply(home.reply) {
                             reply.frames.borrow_mut().push(*frame);
                             reply.arrived();
+                        }
+                    }
+                    Message::Adopt(stream) => {
+                        self.spread.arrived(self.api.core);
+                        match runtime::Stream::from_std(stream) {
+                            Ok(stream) => self.take_in(stream),
+                            Err(_) => self.end_counted(self.api.core),
                         }
                     }
                     Message::View(view, _) => self.set_view(view),
@@ -684,8 +698,8 @@ impl Core {
 
     async fn accept(self: Rc<Self>, listener: Listener) {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(_) if self.deadlines.stopping() => return,
                 Err(error) => {
                     // A connection that was reset while it waited is its client's
@@ -710,9 +724,40 @@ impl Core {
                 continue;
             }
             self.counters.connections_accepted.add(1);
-            let watch = self.deadlines.watch(stream.aborter());
-            runtime::spawn(Rc::clone(&self).serve_counted(stream, watch));
+            let chosen = CHOSEN_PORTS.contains(&peer.port());
+            match self.spread.place(self.api.core, chosen) {
+                core if core == self.api.core => self.take_in(stream),
+                core => self.pass_on(stream, core),
+            }
         }
+    }
+
+    /// Serves a connection that counts here.
+    fn take_in(self: &Rc<Self>, stream: runtime::Stream) {
+        let watch = self.deadlines.watch(stream.aborter());
+        runtime::spawn(Rc::clone(self).serve_counted(stream, watch));
+    }
+
+    /// Has another core serve a connection, which counts there already.
+    fn pass_on(&self, stream: runtime::Stream, core: CoreId) {
+        match stream.into_std() {
+            Ok(stream) => {
+                self.counters.connections_moved.add(1);
+                self.send(core, Message::Adopt(stream));
+            }
+            // No descriptor is left: neither would the other core have got far with it.
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                self.spread.arrived(core);
+                self.end_counted(core);
+            }
+        }
+    }
+
+    /// A connection counted to a core has ended.
+    fn end_counted(&self, core: CoreId) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.spread.ended(core);
     }
 
     /// Says why, if that can be said without waiting, and closes.
@@ -776,7 +821,7 @@ impl Core {
 
     async fn serve_counted(self: Rc<Self>, stream: runtime::Stream, watch: Watch) {
         Rc::clone(&self).serve(stream, watch, false).await;
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.end_counted(self.api.core);
         self.report_if_drained();
     }
 

@@ -38,6 +38,7 @@ use super::measuring::SlowRequests;
 use super::peering;
 use super::readiness::Readiness;
 use super::security::{Audience, Entrance, Loaded, Loader, Security, Wake, Watcher};
+use super::spread::Spread;
 use super::verifying::Verifiers;
 use crate::api::{Api, NodeFacts};
 use crate::auth::secret::Sealer;
@@ -52,7 +53,7 @@ use crate::hash::{CoreCount, CoreId};
 use crate::http;
 use crate::mgmt::{self, Management};
 use crate::peer;
-use crate::runtime::{self, CorePlan, DriverReport, Listener, Receiver, Timeouts};
+use crate::runtime::{self, CorePlan, DriverReport, Listener, Receiver, Steered, Timeouts};
 use crate::settings::{ListenAddr, Settings};
 use crate::store::{Shard, ShardConfig};
 use crate::telemetry::cluster::SharedCounts;
@@ -148,6 +149,10 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
     let cores = CoreCount::new(plan.cpus.len())
         .ok_or_else(|| cannot(format!("cannot run {} cores", plan.cpus.len())))?;
     let client_listeners = bind("HYPERCACHE_API_ADDR", &settings.api_addr, cores.get())?;
+    let steered = runtime::steer(&client_listeners[0], cores.get() as u16, Steered::Chosen);
+    if let Err(error) = steered {
+        tracing::warn!(%error, "clients cannot choose their core by source port");
+    }
     let mgmt_listener = bind("HYPERCACHE_MGMT_ADDR", &settings.mgmt_addr, 1)?
         .pop()
         .ok_or_else(|| cannot("no management listener"))?;
@@ -183,6 +188,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
         .map(|_| runtime::mailbox(mailbox_capacity(cores.get(), depth)))
         .unzip();
     let connections = Arc::new(AtomicUsize::new(0));
+    let spread = Arc::new(Spread::new(cores.get()));
     let buffers = Pool::new(settings.buffer_limit.0 as usize);
     let draining = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
@@ -232,6 +238,7 @@ pub fn run(settings: &Settings) -> Result<ExitCode, StartError> {
             timeouts: timeouts(settings),
             connections: Arc::clone(&connections),
             connections_max: settings.connections,
+            spread: Arc::clone(&spread),
             counters: Arc::clone(counters),
             tracing: tracing.clone(),
             slow_requests: SlowRequests {
@@ -575,7 +582,7 @@ fn bind_peers(address: &ListenAddr, count: usize) -> Result<Vec<TcpListener>, St
         port: address.port,
     };
     let listeners = bind("HYPERCACHE_DIST_ADDR", &bound, count)?;
-    if let Err(error) = runtime::steer(&listeners[0], count as u16) {
+    if let Err(error) = runtime::steer(&listeners[0], count as u16, Steered::All) {
         tracing::warn!(%error, "peers cannot be steered to their cores: some requests hop");
     }
     Ok(listeners)

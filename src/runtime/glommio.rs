@@ -131,6 +131,12 @@ impl RawListener {
 pub(super) struct RawStream(TcpStream);
 
 impl RawStream {
+    pub(super) fn from_std(stream: std::net::TcpStream) -> io::Result<(Self, RawFd)> {
+        let fd = stream.into_raw_fd();
+        // SAFETY: `fd` was owned by `stream`, which gave it up.
+        Ok((Self(unsafe { TcpStream::from_raw_fd(fd) }), fd))
+    }
+
     pub(super) async fn read(&mut self, mut buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         let begin = buf.len();
         let end = buf.capacity().min(begin.saturating_add(READ_BYTES_MAX));

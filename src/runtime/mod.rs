@@ -58,7 +58,8 @@ pub use self::process::{ProcessUsage, Throttling, process_usage, thread_cpu, thr
 pub use self::resolve::resolve;
 pub use self::segment::Segment;
 pub use self::sockets::{
-    Aborter, Closer, Listener, Steering, Stream, bind_alone, bind_reuseport, connect, steer,
+    Aborter, CHOSEN_PORTS, Closer, Listener, Steered, Steering, Stream, bind_alone, bind_reuseport,
+    connect, steer,
 };
 
 pub use self::transport::{Resumed, Transport};

@@ -256,6 +256,12 @@ impl RawListener {
 pub(super) struct RawStream(TcpStream);
 
 impl RawStream {
+    pub(super) fn from_std(stream: std::net::TcpStream) -> io::Result<(Self, RawFd)> {
+        prepare(SockRef::from(&stream))?;
+        let fd = stream.as_raw_fd();
+        Ok((Self(TcpStream::from_std(stream)?), fd))
+    }
+
     pub(super) async fn read(&mut self, buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         let begin = buf.len();
         let end = buf

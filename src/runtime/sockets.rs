@@ -16,6 +16,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -231,6 +232,20 @@ impl Aborter {
     }
 }
 
+/// Source ports by which a client chooses the core that serves it ([`Steered::Chosen`]): below
+/// those that systems give out by themselves, unless they are told otherwise.
+pub const CHOSEN_PORTS: RangeInclusive<u16> = 16_384..=32_767;
+
+/// Which connections a server steers by source port ([`steer`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steered {
+    /// All: to port modulo listeners.
+    All,
+    /// Those from [`CHOSEN_PORTS`]: to half of the port, modulo listeners. Systems that
+    /// hand out such ports by themselves prefer even ones. The kernel spreads the others.
+    Chosen,
+}
+
 /// Which of a server's listeners a connection is to reach, where the server steers by
 /// source port ([`steer`]): source ports with this remainder lead there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,19 +257,21 @@ pub struct Steering {
 }
 
 /// Has the kernel choose among listeners that share an address, bound in this order, by
-/// the source port of a connection: port modulo the number of listeners. What was
-/// rewritten on its way (NAT) reaches any of them. Give it any one of the listeners.
+/// the source port of a connection. What was rewritten on its way (NAT) reaches any of them.
+/// Give it any one of the listeners.
 ///
 /// # Errors
 ///
 /// When the kernel does not take the filter; connections are then spread as before.
-pub fn steer(listener: &std::net::TcpListener, listeners: u16) -> io::Result<()> {
+pub fn steer(listener: &std::net::TcpListener, listeners: u16, steered: Steered) -> io::Result<()> {
     // Offsets from here on count from the network header (linux/filter.h, SKF_NET_OFF).
     const NETWORK_HEADER: u32 = (-0x10_0000_i32).cast_unsigned();
     const IPV4_HEADER: u32 = 20;
     const IPV6_HEADER: u32 = 40;
     // Returns the accumulator; libc has no name for it.
     const BPF_A: u32 = 0x10;
+    // No listener has this number: the kernel chooses as if there were no filter.
+    const NONE: u32 = u32::MAX;
     let op = |code: u32, jt, jf, k| libc::sock_filter {
         code: code as u16,
         jt,
@@ -263,7 +280,24 @@ pub fn steer(listener: &std::net::TcpListener, listeners: u16) -> io::Result<()>
     };
     let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     let load_half = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
-    let mut program = [
+    let constant = libc::BPF_JMP | libc::BPF_K;
+    let chosen = [
+        op(
+            constant | libc::BPF_JGE,
+            0,
+            1,
+            u32::from(*CHOSEN_PORTS.start()),
+        ),
+        op(
+            constant | libc::BPF_JGT,
+            0,
+            1,
+            u32::from(*CHOSEN_PORTS.end()),
+        ),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, NONE),
+        op(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 0, 0, 1),
+    ];
+    let load_port = [
         // The IP version is the upper half of the first byte.
         op(load_byte, 0, 0, NETWORK_HEADER),
         op(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 0, 0, 4),
@@ -271,6 +305,8 @@ pub fn steer(listener: &std::net::TcpListener, listeners: u16) -> io::Result<()>
         op(load_half, 0, 0, NETWORK_HEADER.wrapping_add(IPV6_HEADER)),
         op(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
         op(load_half, 0, 0, NETWORK_HEADER.wrapping_add(IPV4_HEADER)),
+    ];
+    let choose = [
         op(
             libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K,
             0,
@@ -279,6 +315,11 @@ pub fn steer(listener: &std::net::TcpListener, listeners: u16) -> io::Result<()>
         ),
         op(libc::BPF_RET | BPF_A, 0, 0, 0),
     ];
+    let mut program = load_port.to_vec();
+    if steered == Steered::Chosen {
+        program.extend(chosen);
+    }
+    program.extend(choose);
     let filter = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
@@ -331,6 +372,19 @@ impl Stream {
             fd,
             life: Life::new(fd),
         }
+    }
+
+    /// Takes over a connection that another core has accepted. Call it on the core that is to
+    /// have it.
+    pub fn from_std(stream: std::net::TcpStream) -> io::Result<Self> {
+        let (raw, fd) = backend::RawStream::from_std(stream)?;
+        Ok(Self::new(raw, fd))
+    }
+
+    /// Gives the connection up, for another core: nothing may be pending on it.
+    pub fn into_std(self) -> io::Result<std::net::TcpStream> {
+        // Another descriptor of the same socket: how a driver lets go of its own is its business.
+        Ok(self.fd().try_clone_to_owned()?.into())
     }
 
     /// Reads once into the room `buf` has left (its length to its capacity), appending.

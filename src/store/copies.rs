@@ -90,9 +90,7 @@ impl Copied {
         ItemView {
             key: self.key(),
             value: match &self.value {
-                CopiedValue::Inline(bytes) => {
-                    ValueView::Bytes(&bytes[usize::from(self.key_len)..])
-                }
+                CopiedValue::Inline(bytes) => ValueView::Bytes(&bytes[usize::from(self.key_len)..]),
                 CopiedValue::Shared(_, value) => ValueView::Shared(value),
             },
             version: self.version,
@@ -209,9 +207,7 @@ impl Copies {
             expires_at: item.expires_at,
             value: match item.value {
                 ValueView::Bytes(value) => CopiedValue::Inline([item.key, value].concat().into()),
-                ValueView::Shared(value) => {
-                    CopiedValue::Shared(item.key.into(), Arc::clone(value))
-                }
+                ValueView::Shared(value) => CopiedValue::Shared(item.key.into(), Arc::clone(value)),
             },
             key_len: item.key.len() as u16,
             origin: item.origin,

@@ -59,6 +59,8 @@ pub struct CoreCounters {
     pub handshakes_refused: Cell,
     /// Connections accepted.
     pub connections_accepted: Cell,
+    /// Those of them that were passed on to another core.
+    pub connections_moved: Cell,
     /// Connections turned away because the node has as many as it may.
     pub connections_refused: Cell,
     /// Connections open now.

@@ -193,6 +193,7 @@ pub const METRICS: &[Metric] = &[
     per_core("handshakes_timed_out", "TLS handshakes that took too long", Kind::Counter, Unit::None, |c| c.counters.handshakes_timed_out.get()),
     per_core("handshakes_refused", "TLS handshakes not begun because as many as may be were under way", Kind::Counter, Unit::None, |c| c.counters.handshakes_refused.get()),
     per_core("connections_accepted", "Client connections accepted", Kind::Counter, Unit::None, |c| c.counters.connections_accepted.get()),
+    per_core("connections_moved", "Client connections accepted and passed on to a core that has fewer", Kind::Counter, Unit::None, |c| c.counters.connections_moved.get()),
     per_core("connections_refused", "Client connections closed for being over the limit", Kind::Counter, Unit::None, |c| c.counters.connections_refused.get()),
     per_core("connections_open", "Client connections open", Kind::Gauge, Unit::None, |c| c.counters.connections_open.get()),
     per_core("connections_expired", "Client connections cut for being too slow", Kind::Counter, Unit::None, |c| c.counters.connections_expired.get()),

@@ -751,7 +751,8 @@ impl World {
         }
         let batch = exchange.take(0).unwrap();
         self.exchanges.insert(number, (exchange, ticket));
-        self.entered.insert(number, (node, self.nodes[node].life, entered));
+        self.entered
+            .insert(number, (node, self.nodes[node].life, entered));
         let home = Home {
             core,
             reply: number,

@@ -7,15 +7,17 @@
     reason = "each test uses its part of it, and a failure here is a failed test"
 )]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hypercache::hash::{CoreCount, KeyHash};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use socket2::{Domain, Socket, Type};
 
 /// How long a test waits for what should come at once, before it fails.
 pub const GUARD: Duration = Duration::from_secs(20);
@@ -120,16 +122,30 @@ impl Node {
         Client::connect(&self.api)
     }
 
-    /// A connection served by the core with this number.
+    pub fn connect_management(&self) -> Client {
+        Client::connect(&self.mgmt)
+    }
+
+    /// A metric of all cores together, by its name without prefix.
+    pub fn metric(&self, name: &str) -> u64 {
+        let metrics = self.connect_management().get("/metrics").text();
+        let name = format!("hypercache_{name}");
+        let of_it = |line: &&str| {
+            let rest = line.strip_prefix(name.as_str());
+            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+        };
+        let value = |line: &str| line.rsplit_once(' ')?.1.parse::<f64>().ok();
+        metrics.lines().filter(of_it).filter_map(value).sum::<f64>() as u64
+    }
+
+    /// A connection served by the core with this number, chosen by its source port.
     pub fn connect_to_core(&self, core: usize) -> Client {
-        for _ in 0..500 {
-            let mut client = self.connect();
-            let answer = client.get("/healthz");
-            if answer.header("X-Cache-Core") == Some(core.to_string().as_str()) {
-                return client;
-            }
-        }
-        panic!("no connection reached core {core}");
+        let cores = self.connect().get("/healthz");
+        let cores: usize = cores.header("X-Cache-Cores").unwrap().parse().unwrap();
+        let mut client = Client::over(connect_from(&self.api, |port| port / 2 % cores == core));
+        let answer = client.get("/healthz");
+        assert_eq!(answer.header("X-Cache-Core").unwrap(), core.to_string());
+        client
     }
 
     /// Sends a signal. A node that is told to stop has stopped when this returns: it takes
@@ -199,6 +215,37 @@ impl Drop for Node {
             eprintln!("the node at {} logged:\n{logs}", self.api);
         }
     }
+}
+
+/// A connection from a source port by which clients choose their core.
+fn connect_from(address: &str, is_wanted: impl Fn(usize) -> bool) -> TcpStream {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let address: SocketAddr = address.parse().expect("an address");
+    let (first, count) = (16_384, 16_384);
+    for _ in 0..count {
+        // Other tests look for free ports at the same time: each begins elsewhere.
+        let step = NEXT.fetch_add(1, Ordering::Relaxed) * 97 + std::process::id() as usize * 31;
+        let port = first + step % count;
+        if !is_wanted(port) {
+            continue;
+        }
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        let source = SocketAddr::new(address.ip(), port as u16);
+        let connected = socket
+            .bind(&source.into())
+            .and_then(|()| socket.connect(&address.into()));
+        match connected {
+            Ok(()) => return socket.into(),
+            // In use, or this very connection was there a moment ago.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable
+                ) => {}
+            Err(error) => panic!("cannot connect from port {port}: {error}"),
+        }
+    }
+    panic!("no port is free");
 }
 
 /// One response.
