@@ -9,6 +9,7 @@ pub mod open_loop;
 pub mod peers;
 pub mod poll;
 pub mod popularity;
+pub mod profiling;
 pub mod protocol;
 pub mod report;
 mod requests;
