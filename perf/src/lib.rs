@@ -3,6 +3,7 @@
 
 pub mod certificates;
 pub mod checked;
+pub mod comparing;
 pub mod histogram;
 pub mod load;
 pub mod open_loop;
