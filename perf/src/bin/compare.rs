@@ -16,6 +16,9 @@ use hypercache_perf::report::{exit_code, print_machine};
 /// What is measured unless told otherwise.
 const SCENARIOS: &str = "get,get-p16,put,put-p16";
 
+/// In fewer rounds equal nodes do not show by how much they can differ.
+const ROUNDS_MIN: f64 = 5.0;
+
 /// Builds of the bench `instructions`, where both commits have it.
 type Benches = Option<[PathBuf; 2]>;
 
@@ -47,7 +50,7 @@ fn parse(
             "--benches" => benches = Some([value()?.into(), value()?.into()]),
             "--scenarios" => names = value()?,
             "--driver" => driver = value()?,
-            "--rounds" => rounds = number(&value()?, 1.0..=1000.0)? as u32,
+            "--rounds" => rounds = number(&value()?, ROUNDS_MIN..=1000.0)? as u32,
             "--seconds" => seconds = number(&value()?, 0.05..=600.0)?,
             _ => return Err(format!("{option} is no option")),
         }
