@@ -3,12 +3,14 @@
 
 pub mod certificates;
 pub mod checked;
+pub mod comparing;
 pub mod histogram;
 pub mod load;
 pub mod open_loop;
 pub mod peers;
 pub mod poll;
 pub mod popularity;
+pub mod profiling;
 pub mod protocol;
 pub mod report;
 mod requests;

@@ -115,6 +115,11 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 impl Scenario {
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        SCENARIOS.iter().find(|scenario| scenario.name == name)
+    }
+
     /// Its rates; one `None` for a closed loop.
     pub(super) fn rates_or_none(&self) -> &'static [Option<u32>] {
         match self.rates.is_empty() {
@@ -129,7 +134,7 @@ impl Scenario {
     }
 
     /// The load, without what depends on the server.
-    pub(super) fn load(&self) -> Load {
+    pub fn load(&self) -> Load {
         Load {
             put_percent: self.put_percent,
             popularity: self.zipf.map_or(Popularity::Uniform, Popularity::Zipf),
