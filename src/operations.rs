@@ -243,6 +243,16 @@ impl Batch {
         }
     }
 
+    /// Copies the hashes of the keys from the operation numbered `index` on, as many as there are
+    /// and have room, and says how many.
+    pub fn hashes_from(&self, index: usize, into: &mut [KeyHash]) -> usize {
+        let operations = self.operations[index..].iter();
+        let copied = into.iter_mut().zip(operations);
+        copied
+            .map(|(hash, operation)| *hash = operation.hash)
+            .count()
+    }
+
     /// The recorded request that the operation numbered `index` belongs to, if it does.
     #[inline]
     pub fn context(&self, index: usize) -> Option<Context> {

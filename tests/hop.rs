@@ -168,3 +168,20 @@ fn a_client_that_chooses_its_port_is_served_by_the_core_it_wants() {
     }
     assert_eq!(node.metric("operations_for_others_total"), asked);
 }
+
+/// What docs/clients.md says about one key, so that authors of clients can check theirs.
+#[test]
+fn the_example_for_authors_of_clients_is_right() {
+    use hypercache::hash::{CoreCount, KeyHash};
+    let hash = KeyHash::of(b"key0");
+    let core = hash.partition().core(CoreCount::new(4).unwrap());
+    let said = format!(
+        "For `key0` the hash is {:#x}, the partition {}, and of 4 cores the core is {}.",
+        hash.0,
+        hash.partition().index(),
+        core.index()
+    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/clients.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(&said), "docs/clients.md should say: {said}");
+}

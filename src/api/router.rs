@@ -9,6 +9,10 @@
 //! the key, and `/v1/cache/%6Beys` is the key `keys` while `GET /v1/cache/keys`
 //! lists keys.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use crate::auth::Scope;
 use crate::http::Method;
 
@@ -161,6 +165,21 @@ pub fn route(method: Method, path: &[u8]) -> Route<'_> {
     }
 }
 
+/// What may be the encoded keys of requests that follow each other in `received`, by the look
+/// of it: a guess, for looking ahead.
+pub fn keys_ahead(received: &[u8]) -> impl Iterator<Item = &[u8]> {
+    static KEYS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b" /v1/cache/"));
+    /// How far is looked: some dozens of requests.
+    const AHEAD_BYTES_MAX: usize = 4 << 10;
+    let received = &received[..received.len().min(AHEAD_BYTES_MAX)];
+    let starts = KEYS.find_iter(received).map(|at| at + KEYS.needle().len());
+    starts.map_while(|start| {
+        let rest = &received[start..];
+        let end = memchr::memchr2(b' ', b'?', rest)?;
+        Some(&rest[..end])
+    })
+}
+
 /// The path of an operation, as it stands in the table.
 pub fn path_of(operation: Operation) -> &'static str {
     let mut endpoints = ENDPOINTS.iter();
@@ -227,6 +246,16 @@ pub fn allowed_methods(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_requests_that_follow_are_guessed() {
+        let received =
+            b"GET /v1/cache/one HTTP/1.1\r\nHost: a\r\n\r\nPUT /v1/cache/two?ttl=1s HTTP/1.1\r\n\
+            Content-Length: 2\r\n\r\nxxGET /healthz HTTP/1.1\r\n\r\nGET /v1/cache/cut";
+        let keys: Vec<_> = keys_ahead(received).collect();
+        assert_eq!(keys, [b"one", b"two"]);
+        assert_eq!(keys_ahead(b" /v1/cache/").count(), 0);
+    }
 
     fn operation(method: Method, path: &str) -> Option<Operation> {
         match route(method, path.as_bytes()) {

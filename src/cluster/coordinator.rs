@@ -59,7 +59,7 @@ use crate::clock::{SteadyClock, SteadyMs, UnixMs, Version};
 use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
 use crate::mutation::{Mutation, planted};
 use crate::operations::{Action, Batch, Exchange, Home, Operation, Outcome};
-use crate::store::{Copies, ItemView, ShardStats, ValueView};
+use crate::store::{Copies, FORESEEN_MAX, ItemView, ShardStats, ValueView};
 use crate::trace_context::Context;
 use reads::{CollectWork, ForwardWork};
 use writes::WriteWork;
@@ -572,6 +572,22 @@ impl Coordinator {
         Some(Outcome::Found(item.into()))
     }
 
+    /// Some of these keys, of whichever core, may be asked for soon.
+    pub fn foresee(&self, hashes: &[KeyHash]) {
+        for some in hashes.chunks(FORESEEN_MAX) {
+            let mut own = ([KeyHash(0); FORESEEN_MAX], 0);
+            let mut others = own;
+            for &hash in some {
+                let is_own = hash.partition().core(self.config.cores) == self.config.core;
+                let (list, count) = if is_own { &mut own } else { &mut others };
+                list[*count] = hash;
+                *count += 1;
+            }
+            self.local.shard().foresee(&own.0, own.1);
+            self.copies.foresee(&others.0, others.1);
+        }
+    }
+
     /// Whether to ask for a copy of a key's item, now that it has to be read from its core.
     #[inline]
     pub fn wants_copy(&mut self, hash: KeyHash) -> bool {
@@ -630,6 +646,11 @@ impl Coordinator {
         });
         let mut open = 0;
         for index in 0..batch.len() {
+            if index.is_multiple_of(FORESEEN_MAX) && index + 1 < batch.len() {
+                let mut hashes = [KeyHash(0); FORESEEN_MAX];
+                let count = batch.hashes_from(index, &mut hashes);
+                self.local.shard().foresee(&hashes, count);
+            }
             self.context = batch.context(index);
             match self.start(batch.operation(index), (slot, index), now) {
                 Some(outcome) => batch.finish(index, outcome),

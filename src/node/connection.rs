@@ -175,6 +175,10 @@ pub trait Service {
         turn: &mut Turn,
     ) -> Option<Self::Job>;
 
+    /// Told of what has been received behind the request that is about to be handled. It may
+    /// be anything; nothing may depend on it but speed.
+    fn foresee(&self, _received: &[u8]) {}
+
     /// Answers a whole request that was not admitted; the connection goes on.
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn);
 

@@ -53,12 +53,12 @@ use crate::clock::UnixMs;
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
 use crate::cluster::{Coordinator, NodeIx, View};
-use crate::hash::{CoreCount, CoreId};
+use crate::hash::{CoreCount, CoreId, KeyHash};
 use crate::http::{Head, HttpDate};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
 use crate::runtime::{self, CHOSEN_PORTS, Deadlines, Listener, Receiver, Sender, Timeouts, Watch};
-use crate::store::SHARED_VALUE_BYTES;
+use crate::store::{FORESEEN_MAX, SHARED_VALUE_BYTES};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
 use crate::telemetry::latency::{Operation, Via};
@@ -1156,6 +1156,17 @@ impl Service for Rc<Core> {
 
     async fn verify(&self, link: &Link, authorization: Vec<u8>) {
         self.door.verify(&link.visitor, &authorization).await;
+    }
+
+    fn foresee(&self, received: &[u8]) {
+        let mut hashes = [KeyHash(0); FORESEEN_MAX];
+        let keys = router::keys_ahead(received);
+        let count = hashes
+            .iter_mut()
+            .zip(keys)
+            .map(|(hash, key)| *hash = KeyHash::of(key))
+            .count();
+        self.cluster.borrow().foresee(&hashes[..count]);
     }
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {

@@ -13,6 +13,7 @@ use crate::api::{ApiError, Turn};
 use crate::buffers::Account;
 use crate::http::{self, BodyFraming, ChunkedDecoder, Head};
 use crate::runtime::{Transport, Wait, Watch};
+use crate::store::FORESEEN_MAX;
 
 /// What an idle connection keeps for its next request.
 pub(super) const INPUT_BYTES_IDLE: usize = 4 << 10;
@@ -270,6 +271,9 @@ impl Input {
                     }
                 },
             };
+            if handled % FORESEEN_MAX == 0 && self.pending() > consumed {
+                service.foresee(&self.buffer[self.start + consumed..]);
+            }
             let job = match denied {
                 None => service.handle(link, &head, body, turn),
                 Some(error) => {

@@ -22,6 +22,7 @@ use super::frequency::Frequency;
 use super::item::{ItemView, ValueView};
 use super::lease::Lease;
 use super::memory::malloc_charge;
+use super::shard::FORESEEN_MAX;
 use super::write::SHARED_VALUE_BYTES;
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
@@ -29,11 +30,17 @@ use crate::hash::KeyHash;
 /// Places of a set: as many hashes as fit in a line of the processor's cache.
 const WAYS: usize = 8;
 
+/// All places of a set are taken.
+const FULL: u8 = u8::MAX;
+
 /// How many sets there are.
 const SETS: usize = 1024;
 
 /// A key must have been used so often lately for a copy to pay.
-const USES_MIN: u8 = 8;
+const USES_MIN: u8 = 4;
+
+/// In a full set, a key that is used often is considered at every so many of its uses.
+const CONSIDER: u8 = 4;
 
 /// How many copies a core asks for between two ticks.
 const ASKS_PER_TICK: u32 = 512;
@@ -118,6 +125,8 @@ struct Table {
     /// Hashes of the keys in `places`; of no meaning where there is none.
     hashes: Box<[[u64; WAYS]]>,
     places: Box<[[Option<Box<Copied>>; WAYS]]>,
+    /// Which places of each set are taken, as bits.
+    used: Box<[u8]>,
     frequency: Frequency,
     len: usize,
     bytes: usize,
@@ -141,6 +150,7 @@ impl Copies {
         let table = (bytes_max > 2 * FIXED_BYTES).then(|| Table {
             hashes: vec![[0; WAYS]; SETS].into_boxed_slice(),
             places: (0..SETS).map(|_| Default::default()).collect(),
+            used: vec![0; SETS].into_boxed_slice(),
             frequency: Frequency::new(),
             len: 0,
             bytes: FIXED_BYTES,
@@ -187,11 +197,31 @@ impl Copies {
         Some(copied.view())
     }
 
+    /// Brings what is known of keys that may be read soon into the processor's caches, as
+    /// [`Shard::foresee`](super::Shard::foresee) does.
+    pub fn foresee(&self, hashes: &[KeyHash; FORESEEN_MAX], count: usize) {
+        let Some(table) = &self.table else {
+            return;
+        };
+        let mut seen = 0;
+        for hash in hashes.iter().take(count) {
+            let set = set_of(*hash);
+            let way = table.hashes[set].iter().position(|&known| known == hash.0);
+            if let Some(copied) = way.and_then(|way| table.places[set][way].as_ref()) {
+                seen ^= copied.version.get();
+            }
+        }
+        std::hint::black_box(seen);
+    }
+
     /// Counts a read that goes to another core, and says whether to ask for a copy with it.
     #[inline]
     pub fn wants(&mut self, hash: KeyHash) -> bool {
         match &mut self.table {
-            Some(table) => table.frequency.touch(hash) >= USES_MIN && table.has_place_for(hash),
+            Some(table) => {
+                let uses = table.frequency.touch(hash);
+                uses >= USES_MIN && table.has_place_for(hash, uses)
+            }
             None => false,
         }
     }
@@ -221,6 +251,7 @@ impl Copies {
         if table.bytes + charge <= table.bytes_max {
             table.hashes[set][way] = hash.0;
             table.places[set][way] = Some(copied);
+            table.used[set] |= 1 << way;
             table.bytes += charge;
             table.len += 1;
             self.counts.taken += 1;
@@ -287,13 +318,18 @@ impl Table {
     }
 
     /// Whether a key that is used often should have a copy. Spends an ask if so.
-    fn has_place_for(&mut self, hash: KeyHash) -> bool {
-        if self.asks_left == 0 {
+    ///
+    /// A place is taken from a key that was used less than half as much, and by a margin: were
+    /// equals to take turns, each turn would cost a copy and bring nothing.
+    fn has_place_for(&mut self, hash: KeyHash, uses: u8) -> bool {
+        let set = set_of(hash);
+        if self.asks_left == 0 || self.used[set] == FULL && !uses.is_multiple_of(CONSIDER) {
             return false;
         }
-        let (set, way) = self.least_used(hash);
-        let is_free = self.places[set][way].is_none();
-        let pays = is_free || self.uses(set, way) < self.frequency.of(hash);
+        let pays = self.used[set] != FULL || {
+            let (_, way) = self.least_used(hash);
+            2 * u16::from(self.uses(set, way)) + u16::from(USES_MIN) < u16::from(uses)
+        };
         self.asks_left -= u32::from(pays);
         pays
     }
@@ -301,11 +337,11 @@ impl Table {
     /// The place in a key's set that is free or used least.
     fn least_used(&self, hash: KeyHash) -> (usize, usize) {
         let set = set_of(hash);
-        let ways = 0..WAYS;
-        let way = ways.min_by_key(|&way| match &self.places[set][way] {
-            Some(copied) if copied.lease.is_good() => 1 + u16::from(self.uses(set, way)),
-            _ => 0,
-        });
+        let free = (!self.used[set]).trailing_zeros() as usize;
+        if free < WAYS {
+            return (set, free);
+        }
+        let way = (0..WAYS).min_by_key(|&way| self.uses(set, way));
         (set, way.unwrap_or(0))
     }
 
@@ -315,6 +351,7 @@ impl Table {
 
     fn remove(&mut self, set: usize, way: usize) {
         if let Some(copied) = self.places[set][way].take() {
+            self.used[set] &= !(1 << way);
             self.bytes -= copied.charge();
             self.len -= 1;
         }
@@ -429,6 +466,9 @@ mod tests {
                         }
                     }
                 }
+                // Looking ahead finds nothing wrong, whatever is there.
+                let hashes = std::array::from_fn(|n| KeyHash::of(&[b'k', n as u8]));
+                shard.foresee(&hashes, FORESEEN_MAX);
                 let before = lent.len();
                 lent.retain(|(_, _, lease)| lease.is_good());
                 revoked += before - lent.len();

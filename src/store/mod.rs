@@ -49,5 +49,5 @@ pub use eviction::{EvictionPolicy, UnknownEvictionPolicy};
 pub use hotkeys::{HotKey, HotKeys, SAMPLE as HOT_KEYS_SAMPLE};
 pub use item::{ItemView, Resident, StoredItem, ValueView};
 pub use lease::{LEASES_MAX, Lease};
-pub use shard::{Shard, ShardConfig, ShardStats, ShardTooSmall};
+pub use shard::{FORESEEN_MAX, Shard, ShardConfig, ShardStats, ShardTooSmall};
 pub use write::{Applied, Content, KEY_BYTES_MAX, SHARED_VALUE_BYTES, TooLarge, ValueIn, Write};

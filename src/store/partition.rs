@@ -52,6 +52,12 @@ impl Partitions {
         self.tables[self.table_of(hash)].find(slab, hash, key)
     }
 
+    /// What is probably the item of this hash, of a partition of this core: no item is looked at.
+    #[inline]
+    pub(super) fn guess(&self, hash: KeyHash) -> Option<ItemId> {
+        self.tables[self.table_of(hash)].guess(hash)
+    }
+
     /// Adds an item whose key is not here yet.
     pub(super) fn insert(&mut self, slab: &Slab, id: ItemId) {
         let at = self.table_of(slab[id].hash());

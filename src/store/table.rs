@@ -35,6 +35,13 @@ impl Table {
             .map(ItemId)
     }
 
+    /// What is probably the item of this hash, by its tag alone: no item is looked at.
+    #[inline]
+    pub(super) fn guess(&self, hash: KeyHash) -> Option<ItemId> {
+        let first = self.ids.find(spread(hash), |_| true);
+        first.copied().map(ItemId)
+    }
+
     /// The items whose keys have this hash, as far as hashes are kept.
     pub(super) fn with_hash(&self, slab: &Slab, hash: KeyHash) -> impl Iterator<Item = ItemId> {
         let ids = self.ids.iter_hash(spread(hash)).copied().map(ItemId);
