@@ -302,6 +302,7 @@ fn coordinator(
         transfer_rate: 0,
         drop_grace_ms: 1,
         bootstrap_timeout_ms: 1,
+        copies_bytes_max: 0,
     };
     let shard = shard.map_err(|_| "the shard has no room")?;
     let local = LocalStore::new(shard, Origin::of("n", 0), 1000);
