@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use super::connection::{Common, Entry, Limits, Service};
-use crate::api::turn::{TURN_BYTES_KEPT, TURN_BYTES_MAX};
+use crate::api::turn::TURN_BYTES_MAX;
 use crate::api::{ApiError, Turn};
 use crate::buffers::Account;
 use crate::http::{self, BodyFraming, ChunkedDecoder, Head};
@@ -17,6 +17,10 @@ use crate::store::FORESEEN_MAX;
 
 /// What an idle connection keeps for its next request.
 pub(super) const INPUT_BYTES_IDLE: usize = 4 << 10;
+
+/// What a connection keeps for its next request while the node has little under way: one
+/// that sends values of some size again and again would have its buffer grow for each.
+const INPUT_BYTES_KEPT: usize = 256 << 10;
 
 /// How far the input buffer grows at once while the end of a request is not known.
 const INPUT_GROWTH_MAX: usize = 256 << 10;
@@ -156,7 +160,7 @@ impl Input {
         self.buffer.drain(..self.start);
         self.start = 0;
         let kept = if keeps {
-            TURN_BYTES_KEPT
+            INPUT_BYTES_KEPT
         } else {
             INPUT_BYTES_IDLE
         };
