@@ -15,7 +15,7 @@ use super::{Answers, Api, ApiError, Moment, Turn, Writer, key_text};
 use crate::clock::UnixMs;
 use crate::cluster::{Coordinator, View};
 use crate::duration::GoDuration;
-use crate::http::{Connection, Head, Query, Status, percent_decode};
+use crate::http::{Connection, Head, Query, Status, percent_decode, push_number};
 use crate::operations::{Action, Found, Operation, Outcome};
 use crate::store::{KEY_BYTES_MAX, SHARED_VALUE_BYTES, ValueIn, ValueView};
 use crate::telemetry::latency::{self, Via};
@@ -314,26 +314,19 @@ impl Render {
                     Self::Put { bytes, ttl_ms } => (bytes, ttl_ms),
                     _ => (0, 0),
                 };
-                let facts = writer.facts;
-                let body = PutResponse {
-                    key: key_text(key),
-                    stored: true,
-                    ttl_ms: (ttl_ms > 0).then_some(ttl_ms),
-                    bytes,
-                    node: &facts.node_id,
-                    owners: OwnerIds::of(writer.view, key),
-                };
-                writer.json(Status::Ok, &body);
+                writer.written(key, |body| {
+                    body.extend_from_slice(b",\"stored\":true,");
+                    if ttl_ms > 0 {
+                        body.extend_from_slice(b"\"ttl_ms\":");
+                        push_number(body, ttl_ms);
+                        body.push(b',');
+                    }
+                    body.extend_from_slice(b"\"bytes\":");
+                    push_number(body, bytes as u64);
+                });
             }
             (_, Outcome::Deleted(_)) => {
-                let facts = writer.facts;
-                let body = DeleteResponse {
-                    key: key_text(key),
-                    deleted: true,
-                    node: &facts.node_id,
-                    owners: OwnerIds::of(writer.view, key),
-                };
-                writer.json(Status::Ok, &body);
+                writer.written(key, |body| body.extend_from_slice(b",\"deleted\":true"));
             }
             (_, Outcome::TooLarge(too_large)) => {
                 writer.error(&ApiError::too_large(too_large.to_string()));
@@ -396,25 +389,6 @@ fn metadata(writer: &mut Writer<'_>, key: &[u8], found: &Found<ValueView<'_>>, n
         None,
         &extra,
     );
-}
-
-#[derive(Serialize)]
-struct PutResponse<'a> {
-    key: Cow<'a, str>,
-    stored: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttl_ms: Option<u64>,
-    bytes: usize,
-    node: &'a str,
-    owners: OwnerIds<'a>,
-}
-
-#[derive(Serialize)]
-struct DeleteResponse<'a> {
-    key: Cow<'a, str>,
-    deleted: bool,
-    node: &'a str,
-    owners: OwnerIds<'a>,
 }
 
 #[derive(Serialize)]

@@ -316,6 +316,35 @@ impl Writer<'_> {
         }
     }
 
+    /// The answer to a write that was done: a PutResponse or a DeleteResponse, of which `rest`
+    /// adds what differs. It is as frequent as writes are, so it is put together by hand.
+    pub fn written(&mut self, key: &[u8], rest: impl FnOnce(&mut Vec<u8>)) {
+        let mut body = std::mem::take(&mut self.answers.scratch);
+        body.clear();
+        body.extend_from_slice(b"{\"key\":");
+        push_text(&mut body, key);
+        rest(&mut body);
+        body.extend_from_slice(b",\"node\":");
+        push_text(&mut body, self.facts.node_id.as_bytes());
+        body.extend_from_slice(b",\"owners\":[");
+        for (index, owner) in owners::OwnerIds::of(self.view, key).iter().enumerate() {
+            if index > 0 {
+                body.push(b',');
+            }
+            push_text(&mut body, owner.as_bytes());
+        }
+        body.extend_from_slice(b"]}");
+        self.answers.status = 200;
+        let bytes = &mut self.answers.bytes;
+        http::write_ok_json(bytes, self.date, body.len(), self.connection);
+        if !self.head_only {
+            bytes.extend_from_slice(&body);
+        }
+        if body.capacity() <= turn::TURN_BYTES_KEPT {
+            self.answers.scratch = body;
+        }
+    }
+
     /// The answer to a request that is refused for want of room.
     #[cold]
     pub fn crowded(&mut self) {
@@ -390,7 +419,42 @@ fn to_json(out: &mut Vec<u8>, body: &impl Serialize) -> Result<(), ApiError> {
         .map_err(|_| ApiError::internal("the answer could not be written as JSON"))
 }
 
+/// Appends any bytes as a JSON string.
+fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+    let is_plain = |byte: &u8| matches!(byte, 0x20..=0x7e) & (*byte != b'"') & (*byte != b'\\');
+    if text.iter().fold(true, |plain, byte| plain & is_plain(byte)) {
+        out.push(b'"');
+        out.extend_from_slice(text);
+        out.push(b'"');
+    } else if to_json(out, &key_text(text)).is_err() {
+        // A string can always be written.
+        out.extend_from_slice(b"\"\"");
+    }
+}
+
 /// Any bytes as a JSON string: what is not UTF-8 is replaced, as JSON demands.
 pub(crate) fn key_text(key: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_written_as_a_serializer_writes_it() {
+        let mut texts: Vec<Vec<u8>> = (0..=255).map(|byte| vec![b'a', byte, b'z']).collect();
+        texts.extend([
+            Vec::new(),
+            b"plain text".to_vec(),
+            "two \u{fc} and \u{1f600}".into(),
+            b"cut \xf0\x9f".to_vec(),
+        ]);
+        for text in texts {
+            let (mut quick, mut general) = (Vec::new(), Vec::new());
+            push_text(&mut quick, &text);
+            to_json(&mut general, &key_text(&text)).unwrap();
+            assert_eq!(quick, general, "{text:?}");
+        }
+    }
 }

@@ -148,7 +148,7 @@ pub fn route(method: Method, path: &[u8]) -> Route<'_> {
     if let Some(raw_key) = path.strip_prefix(b"/v1/cache/".as_slice()) {
         let lists_keys = raw_key == b"keys" && method == Method::Get;
         if !lists_keys && !raw_key.contains(&b'/') {
-            return on_path(method, KEY_PATH, raw_key);
+            return on_key(method, raw_key);
         }
     } else if let Some(raw_key) = path.strip_prefix(b"/v1/owners/".as_slice()) {
         if !raw_key.contains(&b'/') {
@@ -209,6 +209,21 @@ pub fn is_liveness(method: Method, path: &[u8]) -> bool {
     )
 }
 
+/// As [`on_path`] for keys, without looking through the table for most requests there are.
+#[inline]
+fn on_key(method: Method, raw_key: &[u8]) -> Route<'_> {
+    let (operation, scope) = match method {
+        Method::Get => (Operation::GetKey, READ),
+        Method::Put => (Operation::PutKey, WRITE),
+        _ => return on_path(method, KEY_PATH, raw_key),
+    };
+    Route::Found {
+        operation,
+        scope,
+        raw_key,
+    }
+}
+
 #[inline]
 fn on_path<'a>(method: Method, path: &'static str, raw_key: &'a [u8]) -> Route<'a> {
     let offered = |method| {
@@ -246,6 +261,19 @@ pub fn allowed_methods(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_short_way_to_keys_leads_where_the_table_says() {
+        for method in [
+            Method::Get,
+            Method::Put,
+            Method::Head,
+            Method::Delete,
+            Method::Post,
+        ] {
+            assert_eq!(on_key(method, b"k"), on_path(method, KEY_PATH, b"k"));
+        }
+    }
 
     #[test]
     fn keys_of_requests_that_follow_are_guessed() {

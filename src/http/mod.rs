@@ -13,5 +13,8 @@ pub use body::{ChunkedDecoder, Decoded};
 pub use request::{
     BodyFraming, Head, HttpVersion, Limits, Method, RequestError, begins_with_head, parse_head,
 };
-pub use response::{CONTINUE, Connection, HttpDate, ResponseHead, Status, write_ok_octets};
+pub use response::{
+    CONTINUE, Connection, HttpDate, ResponseHead, Status, push_number, write_ok_json,
+    write_ok_octets,
+};
 pub use uri::{BadEscape, Query, percent_decode};

@@ -97,9 +97,14 @@ impl Connection {
 
 const DATE_BYTES: usize = b"Sun, 06 Nov 1994 08:49:37 GMT".len();
 
-/// A point in time as `Date` has it (RFC 9110 section 5.6.7); made once a second.
+const DATE_FIELD: &[u8; DATE_FIELD_BYTES] = b"\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
+const DATE_FIELD_BYTES: usize = b"\r\nDate: ".len() + DATE_BYTES + b"\r\n".len();
+const DATE_AT: usize = b"\r\nDate: ".len();
+
+/// A point in time as `Date` has it (RFC 9110 section 5.6.7); made once a second. It is kept
+/// as it stands in most heads: the end of a line, and the whole field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HttpDate([u8; DATE_BYTES]);
+pub struct HttpDate([u8; DATE_FIELD_BYTES]);
 
 impl HttpDate {
     /// The date of a Unix time in seconds; beyond the calendar, its last second.
@@ -110,34 +115,44 @@ impl HttpDate {
             .to_zoned(TimeZone::UTC)
             .strftime("%a, %d %b %Y %H:%M:%S GMT")
             .to_string();
-        let mut date = *b"Thu, 01 Jan 1970 00:00:00 GMT";
+        let mut field = *DATE_FIELD;
         if text.len() == DATE_BYTES {
-            date.copy_from_slice(text.as_bytes());
+            field[DATE_AT..DATE_AT + DATE_BYTES].copy_from_slice(text.as_bytes());
         }
-        Self(date)
+        Self(field)
     }
 
     /// Its bytes.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.0[DATE_AT..DATE_AT + DATE_BYTES]
     }
 }
 
 /// Appends a decimal number.
 #[inline]
-fn push_number(out: &mut Vec<u8>, mut number: u64) {
+pub fn push_number(out: &mut Vec<u8>, number: u64) {
     let mut digits = [0_u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
+    let count = write_number(&mut digits, number);
+    out.extend_from_slice(&digits[..count]);
+}
+
+/// What the head of a frequent answer begins with; its length follows.
+trait Start {
+    const BYTES: &'static [u8];
+}
+
+struct OctetsStart;
+struct JsonStart;
+
+impl Start for OctetsStart {
+    const BYTES: &'static [u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: ";
+}
+
+impl Start for JsonStart {
+    const BYTES: &'static [u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ";
 }
 
 /// The head of the most frequent answer: 200 with opaque bytes.
@@ -148,16 +163,53 @@ pub fn write_ok_octets(
     content_length: usize,
     connection: Connection,
 ) {
-    const START: &[u8] =
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: ";
-    out.reserve(START.len() + DATE_BYTES + 64);
-    out.extend_from_slice(START);
-    push_number(out, content_length as u64);
-    out.extend_from_slice(b"\r\nDate: ");
-    out.extend_from_slice(date.as_bytes());
-    out.extend_from_slice(b"\r\n");
-    out.extend_from_slice(connection.field());
-    out.extend_from_slice(b"\r\n");
+    write_ok::<OctetsStart>(out, date, content_length, connection);
+}
+
+/// The head of the answer to most writes: 200 with JSON.
+#[inline]
+pub fn write_ok_json(
+    out: &mut Vec<u8>,
+    date: &HttpDate,
+    content_length: usize,
+    connection: Connection,
+) {
+    write_ok::<JsonStart>(out, date, content_length, connection);
+}
+
+/// Puts the head together from pieces whose lengths are known, but for that of the number, and
+/// appends it at once.
+#[inline]
+fn write_ok<S: Start>(
+    out: &mut Vec<u8>,
+    date: &HttpDate,
+    content_length: usize,
+    connection: Connection,
+) {
+    let mut head = [0_u8; 192];
+    let mut end = S::BYTES.len();
+    head[..end].copy_from_slice(S::BYTES);
+    end += write_number(&mut head[end..], content_length as u64);
+    head[end..end + DATE_FIELD_BYTES].copy_from_slice(&date.0);
+    end += DATE_FIELD_BYTES;
+    let field = connection.field();
+    if !field.is_empty() {
+        head[end..end + field.len()].copy_from_slice(field);
+        end += field.len();
+    }
+    head[end..end + 2].copy_from_slice(b"\r\n");
+    out.extend_from_slice(&head[..end + 2]);
+}
+
+/// Writes a decimal number, and says how many digits it has.
+#[inline]
+fn write_number(out: &mut [u8], mut number: u64) -> usize {
+    let count = number.checked_ilog10().map_or(1, |log| log as usize + 1);
+    for digit in out[..count].iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    count
 }
 
 /// Any other response head.
@@ -235,17 +287,28 @@ mod tests {
     fn the_frequent_answer_reads_like_any_other() {
         let date = HttpDate::at(784_111_777);
         let (mut quick, mut general) = (Vec::new(), Vec::new());
-        write_ok_octets(&mut quick, &date, 1234, Connection::Close);
-        ResponseHead {
-            status: Status::Ok,
-            content_type: Some("application/octet-stream"),
-            content_length: 1234,
-            connection: Connection::Close,
-            date: &date,
-            allow: None,
-            extra: &[],
+        for connection in [
+            Connection::KeepAlive,
+            Connection::KeepAliveStated,
+            Connection::Close,
+        ] {
+            for content_length in [0, 9, 10, 1234, usize::MAX] {
+                write_ok_octets(&mut quick, &date, content_length, connection);
+                write_ok_json(&mut quick, &date, content_length, connection);
+                for content_type in ["application/octet-stream", "application/json"] {
+                    ResponseHead {
+                        status: Status::Ok,
+                        content_type: Some(content_type),
+                        content_length: content_length as u64,
+                        connection,
+                        date: &date,
+                        allow: None,
+                        extra: &[],
+                    }
+                    .write(&mut general);
+                }
+            }
         }
-        .write(&mut general);
         assert_eq!(String::from_utf8(quick), String::from_utf8(general));
     }
 
