@@ -38,12 +38,18 @@ use super::item::ItemId;
 use crate::hash::splitmix64;
 
 /// How many items of a shard may be lent at once.
-pub const LEASES_MAX: usize = 16 << 10;
+pub const LEASES_MAX: usize = 64 << 10;
+
+/// How many places for leases one sweep looks at: with ten a second, all within some seconds.
+const SWEPT_AT_ONCE: usize = 2048;
 
 /// The right to answer from copies of one item. See the module's comment.
 #[derive(Debug)]
 pub struct Lease {
     revoked: AtomicBool,
+    /// Whether all leases given with it have ended: one word for all of them, so that ending
+    /// tens of thousands takes no longer than ending one.
+    term_over: Arc<AtomicBool>,
     /// Whether this item answers reads at every level, and not only at ONE: so on a node that
     /// is alone.
     any_level: bool,
@@ -54,7 +60,7 @@ impl Lease {
     /// Whether the copy may still be read.
     #[inline]
     pub fn is_good(&self) -> bool {
-        !self.revoked.load(Ordering::Acquire)
+        !self.revoked.load(Ordering::Acquire) && !self.term_over.load(Ordering::Acquire)
     }
 
     /// Whether it may be read for more than one owner's word.
@@ -78,7 +84,15 @@ impl Lease {
 /// The leases that one shard has given, by item.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    given: HashTable<(ItemId, Arc<Lease>)>,
+    /// Each in a slot of its own, so that they can be gone through in steps.
+    slots: Vec<Option<(ItemId, Arc<Lease>)>>,
+    free: Vec<u32>,
+    /// The slots by item.
+    by_item: HashTable<u32>,
+    next_swept: usize,
+    term_over: Arc<AtomicBool>,
+    /// Those of terms that are over, to be let go in steps.
+    ended: Vec<Option<(ItemId, Arc<Lease>)>>,
     revoked: u64,
 }
 
@@ -89,62 +103,107 @@ fn place(id: ItemId) -> u64 {
 impl Leases {
     /// The lease of an item, which is there; none when too many are given.
     pub(super) fn give(&mut self, id: ItemId, any_level: bool) -> Option<Arc<Lease>> {
-        let known = self.given.find(place(id), |(known, _)| *known == id);
-        if let Some((_, lease)) = known {
+        if let Some(&slot) = self.by_item.find(place(id), |&slot| self.is_of(slot, id)) {
+            let (_, lease) = self.slots[slot as usize].as_ref()?;
             return Some(Arc::clone(lease));
         }
-        if self.given.len() == LEASES_MAX {
+        if self.len() == LEASES_MAX {
             return None;
         }
         let lease = Arc::new(Lease {
             revoked: AtomicBool::new(false),
+            term_over: Arc::clone(&self.term_over),
             any_level,
             uses: AtomicU32::new(0),
         });
-        let entry = (id, Arc::clone(&lease));
-        self.given
-            .insert_unique(place(id), entry, |(id, _)| place(*id));
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        });
+        self.slots[slot as usize] = Some((id, Arc::clone(&lease)));
+        let slots = &self.slots;
+        self.by_item.insert_unique(place(id), slot, |&slot| {
+            slots[slot as usize]
+                .as_ref()
+                .map_or(0, |(id, _)| place(*id))
+        });
         Some(lease)
+    }
+
+    fn is_of(&self, slot: u32, id: ItemId) -> bool {
+        matches!(&self.slots[slot as usize], Some((known, _)) if *known == id)
     }
 
     /// The item is about to change or to leave.
     #[inline]
     pub(super) fn revoke(&mut self, id: ItemId) {
-        if self.given.is_empty() {
+        if self.by_item.is_empty() {
             return;
         }
-        if let Ok(entry) = self.given.find_entry(place(id), |(known, _)| *known == id) {
-            let ((_, lease), _) = entry.remove();
+        if let Some(lease) = self.take(id) {
             lease.revoke();
             self.revoked += 1;
         }
     }
 
-    /// All of them end.
-    pub(super) fn revoke_all(&mut self) {
-        self.revoked += self.given.len() as u64;
-        for (_, lease) in self.given.drain() {
-            lease.revoke();
-        }
+    fn take(&mut self, id: ItemId) -> Option<Arc<Lease>> {
+        let Self { slots, by_item, .. } = self;
+        let is_of = |slot: &u32| matches!(&slots[*slot as usize], Some((known, _)) if *known == id);
+        let entry = by_item.find_entry(place(id), is_of).ok()?;
+        let (slot, _) = entry.remove();
+        self.free.push(slot);
+        let (_, lease) = self.slots[slot as usize].take()?;
+        Some(lease)
     }
 
-    /// Takes back those that no reader holds; of the others, `used` is told how often readers
-    /// said they were used since the last time.
+    /// All of them end.
+    pub(super) fn revoke_all(&mut self) {
+        if self.by_item.is_empty() {
+            return;
+        }
+        self.term_over.store(true, Ordering::Release);
+        self.term_over = Arc::default();
+        self.revoked += self.len() as u64;
+        match self.ended.is_empty() {
+            true => self.ended = std::mem::take(&mut self.slots),
+            // Again within seconds, when there are few.
+            false => self.ended.append(&mut self.slots),
+        }
+        self.free.clear();
+        self.by_item.clear();
+        self.next_swept = 0;
+    }
+
+    /// Looks at [`SWEPT_AT_ONCE`] slots: takes back leases that no reader holds; of the others,
+    /// `used` is told how often readers said they were used since the last time.
     pub(super) fn sweep(&mut self, mut used: impl FnMut(ItemId, u32)) {
-        self.given.retain(|(id, lease)| {
+        let left = self.ended.len().saturating_sub(SWEPT_AT_ONCE);
+        self.ended.truncate(left);
+        if self.ended.is_empty() {
+            self.ended = Vec::new();
+        }
+        let end = (self.next_swept + SWEPT_AT_ONCE).min(self.slots.len());
+        for slot in self.next_swept..end {
+            let Some((id, lease)) = &self.slots[slot] else {
+                continue;
+            };
+            let (id, is_held) = (*id, Arc::strong_count(lease) > 1);
             let uses = lease.uses.load(Ordering::Relaxed);
             if uses > 0 {
                 // What is added in between is not lost.
                 lease.uses.fetch_sub(uses, Ordering::Relaxed);
-                used(*id, uses);
+                used(id, uses);
             }
-            Arc::strong_count(lease) > 1
-        });
+            if !is_held {
+                self.take(id);
+            }
+        }
+        self.next_swept = if end == self.slots.len() { 0 } else { end };
     }
 
     /// How many are given.
     pub(super) fn len(&self) -> usize {
-        self.given.len()
+        self.by_item.len()
     }
 
     /// How many were revoked.
