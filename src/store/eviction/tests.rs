@@ -551,6 +551,6 @@ fn every_policy_has_a_name_that_parses() {
     }
     assert_eq!("fifo".parse::<EvictionPolicy>(), Err(UnknownEvictionPolicy));
     let message = UnknownEvictionPolicy.to_string();
-    assert_eq!(message, "expected one of sieve, s3fifo, lru, lfu, clock");
-    assert_eq!(EvictionPolicy::default(), EvictionPolicy::Sieve);
+    assert_eq!(message, "expected one of s3fifo, sieve, lru, lfu, clock");
+    assert_eq!(EvictionPolicy::default(), EvictionPolicy::S3Fifo);
 }
