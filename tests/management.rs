@@ -131,7 +131,7 @@ fn monitors_get_exactly_the_shapes_they_expect() {
             "{name}"
         );
     }
-    assert_eq!(config["evictionAlgorithm"], "sieve");
+    assert_eq!(config["evictionAlgorithm"], "s3fifo");
 
     let fields = management.get("/dist/metrics").json();
     let contract = "ForwardGet ForwardSet ForwardRemove ReplicaFanoutSet ReplicaFanoutRemove \
@@ -339,7 +339,7 @@ fn secrets_are_in_no_answer() {
     }
     let config = client.request("GET", "/config", bearer, b"").json();
     assert_eq!(config["settings"]["HYPERCACHE_CORES"], "2");
-    assert_eq!(config["settings"]["HYPERCACHE_EVICTION"], "sieve");
+    assert_eq!(config["settings"]["HYPERCACHE_EVICTION"], "s3fifo");
 }
 
 #[test]

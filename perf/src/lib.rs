@@ -16,6 +16,7 @@ pub mod report;
 mod requests;
 pub mod servers;
 pub mod socket;
+pub mod trace;
 
 pub use load::{Load, Locality, cpu_ns, pin};
 pub use popularity::Popularity;

@@ -104,8 +104,8 @@ pub const TABLE: &[Setting] = &[
     ),
     setting(
         "HYPERCACHE_EVICTION",
-        "sieve",
-        "sieve, s3fifo, lru, lfu or clock",
+        "s3fifo",
+        "s3fifo, sieve, lru, lfu or clock",
         "which items go first when a bound is reached",
     ),
     setting(

@@ -71,7 +71,7 @@ SCENARIOS = {
     "exclusive CPUs": ["--set", "cpuPinning.requireExclusive=true,resources.limits.cpu=4"],
     "shared CPUs": ["--set", "cpuPinning.enabled=false,resources.limits.cpu=null",
                     "--set", "resources.limits.memory=null,resources.requests.cpu=100m"],
-    "other settings": ["--set", "settings.HYPERCACHE_EVICTION=s3fifo",
+    "other settings": ["--set", "settings.HYPERCACHE_EVICTION=sieve",
                        "--set", "settings.HYPERCACHE_CONNECTIONS=1000000"],
     "dual stack": ["--set", "service.ipFamilyPolicy=RequireDualStack",
                    "--set", "service.ipFamilies={IPv6,IPv4}"],

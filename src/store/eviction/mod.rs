@@ -36,11 +36,11 @@ const SWEEP_MAX: usize = 128;
 /// Which eviction policy a shard runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EvictionPolicy {
-    /// SIEVE: one queue, one bit, a hand that spares what was used. Cheap hits.
-    #[default]
-    Sieve,
     /// S3-FIFO: a small queue filters what is used once from the main queue.
+    #[default]
     S3Fifo,
+    /// SIEVE: one queue, one bit, a hand that spares what was used.
+    Sieve,
     /// Least recently used.
     Lru,
     /// Least frequently used, the least recent first among equals.
@@ -51,7 +51,7 @@ pub enum EvictionPolicy {
 
 impl EvictionPolicy {
     /// Every policy, the default first.
-    pub const ALL: [Self; 5] = [Self::Sieve, Self::S3Fifo, Self::Lru, Self::Lfu, Self::Clock];
+    pub const ALL: [Self; 5] = [Self::S3Fifo, Self::Sieve, Self::Lru, Self::Lfu, Self::Clock];
 
     /// Its name in settings and metrics.
     pub fn name(self) -> &'static str {

@@ -7,9 +7,11 @@
 //! gives an item as many further rounds as it was used, three at most.
 //!
 //! The ghost is a table of fingerprints in sets of eight; a set forgets its oldest when
-//! it is full. Its size is fixed at start (4 bytes per entry, about as many entries as
-//! the shard may hold items), it is never searched beyond one set, and a false match
-//! (one in five hundred million) merely promotes an item too early.
+//! it is full. Its size is fixed at start, 4 bytes for each item that the main queue of a
+//! full shard is expected to hold. A shard that is full with fewer items, because they are
+//! large, uses only so many of the sets: a longer ghost is not a better one, what was
+//! used twice in a long time would crowd out what is used often. It is never searched
+//! beyond one set, and a false match (one in 268 million) merely promotes an item too early.
 
 use std::mem::size_of;
 
@@ -26,6 +28,11 @@ const IN_MAIN: u8 = 0b100;
 /// The small queue aims at one in this many items.
 const SMALL_SHARE: usize = 10;
 
+/// How many of so many items are for the main queue.
+fn main_share(items: usize) -> usize {
+    items - items / SMALL_SHARE
+}
+
 /// The two queues and the ghost.
 pub(in super::super) struct S3Fifo {
     small: List,
@@ -39,12 +46,12 @@ impl S3Fifo {
         Self {
             small: List::default(),
             main: List::default(),
-            ghost: Ghost::new(items),
+            ghost: Ghost::new(main_share(items)),
         }
     }
 
     fn small_is_due(&self) -> bool {
-        self.main.is_empty() || self.small.len() * SMALL_SHARE > self.small.len() + self.main.len()
+        self.main.is_empty() || self.small.len() * SMALL_SHARE >= self.small.len() + self.main.len()
     }
 
     fn push_main(&mut self, slab: &mut Slab, id: ItemId, uses: u8) {
@@ -62,6 +69,8 @@ impl S3Fifo {
                 self.push_main(slab, id, 0);
                 return None;
             }
+            let items = self.small.len() + self.main.len();
+            self.ghost.fit(main_share(items));
             self.ghost.remember(slab[id].hash());
             return Some(id);
         }
@@ -121,20 +130,33 @@ impl Policy for S3Fifo {
 const WAYS: usize = 8;
 /// At most 2^26 entries: 256 MiB for a shard that has far more than that.
 const GHOST_SETS_MAX: usize = 1 << 23;
+/// It uses no fewer, if it has them: so few items need no exact ghost.
+const GHOST_SETS_USED_MIN: usize = 64;
 
 /// Keys that left the small queue lately.
 struct Ghost {
     /// Fingerprints, the latest of a set first; 0 is none.
     sets: Box<[[u32; WAYS]]>,
+    /// How many of the sets are in use, from the first.
+    used: usize,
 }
 
 impl Ghost {
     fn new(entries: usize) -> Self {
-        let sets = (entries / WAYS)
-            .clamp(1, GHOST_SETS_MAX)
-            .next_power_of_two();
+        let sets = entries.div_ceil(WAYS).clamp(1, GHOST_SETS_MAX);
         Self {
             sets: vec![[0; WAYS]; sets].into_boxed_slice(),
+            used: sets,
+        }
+    }
+
+    /// Uses as many sets as hold `entries`, give or take a quarter: another number of them gives
+    /// the keys other places, so that what is remembered is as good as forgotten.
+    fn fit(&mut self, entries: usize) {
+        let least = GHOST_SETS_USED_MIN.min(self.sets.len());
+        let wanted = entries.div_ceil(WAYS).clamp(least, self.sets.len());
+        if wanted.abs_diff(self.used) > self.used / 4 {
+            self.used = wanted;
         }
     }
 
@@ -158,7 +180,8 @@ impl Ghost {
     fn place(&mut self, hash: KeyHash) -> (&mut [u32; WAYS], u32) {
         // Items keep the top 48 bits; a multiplication spreads them over the word.
         let word = (hash.0 >> 16).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let at = (word >> 32) as usize & (self.sets.len() - 1);
-        (&mut self.sets[at], word as u32 | 1)
+        // The upper half of the word as a fraction of the sets in use.
+        let at = ((word >> 32) * self.used as u64) >> 32;
+        (&mut self.sets[at as usize], word as u32 | 1)
     }
 }
