@@ -2,13 +2,17 @@
 //!
 //! ```text
 //!   0  version (53 bits), flags (3), eviction state (8)
-//!   8  top 48 bits of the key's hash, key length (16)
-//!  16  origin, value length
-//!  24  links of the list the item is in: previous, next
-//!  32  only if it expires: expiry, wheel links          (16 bytes)
+//!   8  origin
+//!  12  key length (11 bits), value length unless shared (21)
+//!  16  links of the list the item is in: previous, next
+//!  24  only if it expires: expiry, wheel links          (16 bytes)
 //!   …  only if the value is shared: Arc<[u8]>           (16 bytes)
 //!   …  key bytes, then the value bytes unless shared
 //! ```
+//!
+//! The hash of the key is not kept: hashing a short key again costs a few nanoseconds,
+//! less than the memory it would take on every item, and only what moves an item in or
+//! out of a table needs it; a lookup brings it along.
 //!
 //! An item never changes after it was made, except its links and its eviction
 //! state. All unsafe code of the store is in this file. It rests on one invariant:
@@ -24,6 +28,7 @@ use std::sync::Arc;
 
 use super::digest::Digest;
 use super::memory::{malloc_charge, shared_charge};
+use super::write::{KEY_BYTES_MAX, SHARED_VALUE_BYTES};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
 
@@ -90,10 +95,10 @@ impl<'a> StoredItem<'a> {
         self.0.key()
     }
 
-    /// The top 48 bits of the key's hash; the low 16, which are not kept, are 0.
+    /// The top 48 bits of the key's hash; the low 16, which replicas do not compare, are 0.
     #[inline]
     pub fn kept_hash(self) -> KeyHash {
-        self.0.hash()
+        KeyHash(self.0.hash().0 & HASH_MASK)
     }
 
     /// What last writer wins compares with.
@@ -111,7 +116,7 @@ impl<'a> StoredItem<'a> {
     /// What it contributes to the digest of its partition.
     #[inline]
     pub fn digest(self) -> Digest {
-        self.0.digest()
+        self.0.digest(self.0.hash())
     }
 }
 
@@ -151,7 +156,6 @@ pub(super) enum Body<'a> {
 
 /// Everything a new item is made of.
 pub(super) struct NewItem<'a> {
-    pub(super) hash: KeyHash,
     pub(super) key: &'a [u8],
     pub(super) version: Version,
     pub(super) origin: Origin,
@@ -162,9 +166,8 @@ pub(super) struct NewItem<'a> {
 #[repr(C)]
 struct Header {
     version_and_state: u64,
-    hash_and_key_len: u64,
     origin: u32,
-    value_len: u32,
+    lens: u32,
     prev: ItemId,
     next: ItemId,
 }
@@ -181,7 +184,7 @@ const EXPIRY_BYTES: usize = size_of::<Expiry>();
 const SHARED_BYTES: usize = size_of::<Arc<[u8]>>();
 const ALIGN: usize = 8;
 
-const _: () = assert!(HEADER_BYTES == 32 && EXPIRY_BYTES == 16 && SHARED_BYTES == 16);
+const _: () = assert!(HEADER_BYTES == 24 && EXPIRY_BYTES == 16 && SHARED_BYTES == 16);
 const _: () = assert!(align_of::<Header>() <= ALIGN && align_of::<Arc<[u8]>>() <= ALIGN);
 // An expiry or an Arc after the header stays aligned: both are multiples of ALIGN.
 const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN) && EXPIRY_BYTES.is_multiple_of(ALIGN));
@@ -192,7 +195,14 @@ const SHARED: u64 = 1 << 55;
 const STATE_SHIFT: u32 = 56;
 const STATE_MASK: u64 = 0xFF << STATE_SHIFT;
 
-/// Which bits of a hash an item keeps; the others carry the key length.
+/// In `Header::lens` the key's length stands above the value's.
+const KEY_LEN_SHIFT: u32 = 21;
+const KEY_LEN_MAX: usize = (1 << (u32::BITS - KEY_LEN_SHIFT)) - 1;
+const INLINE_LEN_MAX: usize = (1 << KEY_LEN_SHIFT) - 1;
+
+const _: () = assert!(KEY_BYTES_MAX <= KEY_LEN_MAX && SHARED_VALUE_BYTES <= INLINE_LEN_MAX);
+
+/// The bits of a hash by which replicas name a key.
 const HASH_MASK: u64 = !0xFFFF;
 
 /// What an item takes in memory, before it is made.
@@ -246,8 +256,8 @@ impl ItemBox {
     /// Makes an item, linked to nothing.
     ///
     /// # Panics
-    /// When the key is longer than `u16::MAX` or the value than `u32::MAX`, and only
-    /// then; the shard refuses both long before.
+    /// When the key is longer than [`KEY_LEN_MAX`] or a value kept beside it than
+    /// [`INLINE_LEN_MAX`], and only then; the shard refuses and shares long before.
     pub(super) fn new(new: NewItem<'_>) -> Self {
         let (flag, value_len) = match &new.body {
             Body::Tombstone => (TOMBSTONE, 0),
@@ -259,7 +269,8 @@ impl ItemBox {
         } else {
             0
         };
-        assert!(new.key.len() <= usize::from(u16::MAX) && value_len <= u32::MAX as usize);
+        let inline_len = if flag == SHARED { 0 } else { value_len };
+        assert!(new.key.len() <= KEY_LEN_MAX && inline_len <= INLINE_LEN_MAX);
         let shape = Shape {
             key_len: new.key.len(),
             value_len,
@@ -279,9 +290,8 @@ impl ItemBox {
         unsafe {
             header.write(Header {
                 version_and_state: new.version.get() | flag | expiring,
-                hash_and_key_len: (new.hash.0 & HASH_MASK) | shape.key_len as u64,
                 origin: new.origin.0,
-                value_len: value_len as u32,
+                lens: (shape.key_len as u32) << KEY_LEN_SHIFT | inline_len as u32,
                 prev: ItemId::NONE,
                 next: ItemId::NONE,
             });
@@ -314,7 +324,11 @@ impl ItemBox {
     /// The bytes this item is charged for.
     #[inline]
     pub(super) fn charge(&self) -> usize {
-        self.shape().charge()
+        let mut shape = self.shape();
+        if let ValueView::Shared(shared) = self.value() {
+            shape.value_len = shared.len();
+        }
+        shape.charge()
     }
 
     /// The value, if others have a share of it too.
@@ -378,14 +392,10 @@ impl ItemBox {
     }
 
     /// What the item contributes to its partition's digest.
+    /// The caller knows the hash of its key.
     #[inline]
-    pub(super) fn digest(&self) -> Digest {
-        Digest::of(
-            self.hash(),
-            self.version(),
-            self.origin(),
-            self.is_tombstone(),
-        )
+    pub(super) fn digest(&self, hash: KeyHash) -> Digest {
+        Digest::of(hash, self.version(), self.origin(), self.is_tombstone())
     }
 
     #[inline]
@@ -400,25 +410,16 @@ impl ItemBox {
         Origin(self.header().origin)
     }
 
-    /// The key's hash with its low 16 bits cleared.
+    /// The key's hash, computed anew.
     #[inline]
     pub(super) fn hash(&self) -> KeyHash {
-        KeyHash(self.header().hash_and_key_len & HASH_MASK)
+        KeyHash::of(self.key())
     }
 
-    /// Whether this is the item of `key`, whose hash is `hash`.
-    #[inline]
-    pub(super) fn is(&self, hash: KeyHash, key: &[u8]) -> bool {
-        // One comparison settles almost every mismatch; key lengths fit 16 bits
-        // or the comparison of the keys fails.
-        self.header().hash_and_key_len == (hash.0 & HASH_MASK) | (key.len() as u64 & !HASH_MASK)
-            && self.key() == key
-    }
-
-    /// Whether its key has this hash, as far as that is kept.
+    /// Whether its key has this hash, as far as replicas compare it.
     #[inline]
     pub(super) fn has(&self, hash: KeyHash) -> bool {
-        self.hash().0 == hash.0 & HASH_MASK
+        (self.hash().0 ^ hash.0) & HASH_MASK == 0
     }
 
     #[inline]
@@ -547,12 +548,13 @@ impl ItemBox {
         })
     }
 
+    /// The shape of the block: of a shared value, which is not in it, the length is 0.
     #[inline]
     fn shape(&self) -> Shape {
         let header = self.header();
         Shape {
-            key_len: (header.hash_and_key_len & !HASH_MASK) as usize,
-            value_len: header.value_len as usize,
+            key_len: (header.lens >> KEY_LEN_SHIFT) as usize,
+            value_len: header.lens as usize & INLINE_LEN_MAX,
             expiring: header.version_and_state & EXPIRING != 0,
             shared: header.version_and_state & SHARED != 0,
         }
@@ -578,7 +580,7 @@ impl Drop for ItemBox {
 fn layout_of(shape: Shape) -> Layout {
     match Layout::from_size_align(shape.size(), ALIGN) {
         Ok(layout) => layout,
-        // At most u16::MAX + u32::MAX bytes and a header: always a layout on 64 bit.
+        // Lengths have 32 bits together: always a layout on 64 bit.
         Err(_) => unreachable!("an item of {} bytes", shape.size()),
     }
 }
@@ -589,7 +591,6 @@ mod tests {
 
     fn item(key: &[u8], expires_at: Option<u64>, body: Body<'_>) -> ItemBox {
         ItemBox::new(NewItem {
-            hash: KeyHash::of(key),
             key,
             version: Version::MAX,
             origin: Origin(u32::MAX),
@@ -616,8 +617,8 @@ mod tests {
                             (Version::MAX, Origin(u32::MAX))
                         );
                         assert_eq!(view.expires_at, expires_at.map(UnixMs));
-                        assert_eq!(item.hash().0, KeyHash::of(&key).0 & !0xFFFF);
-                        assert!(item.is(KeyHash::of(&key), &key) && !item.is_tombstone());
+                        assert_eq!(item.hash(), KeyHash::of(&key));
+                        assert!(!item.is_tombstone());
                     }
                     assert_eq!(
                         Arc::strong_count(&shared),
@@ -675,19 +676,38 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_differ_only_in_bits_the_header_lacks_are_told_apart() {
+    fn a_hash_is_compared_as_far_as_replicas_do() {
         let item = item(b"key", None, Body::Inline(b""));
         let hash = KeyHash::of(b"key");
-        assert!(!item.is(hash, b"kez"));
-        assert!(!item.is(KeyHash(hash.0 ^ 1 << 16), b"key"));
-        // 65539 = 3 in 16 bits: the length alone would match.
-        assert!(!item.is(hash, &vec![b'k'; 65_539]));
+        assert!(item.has(hash) && item.has(KeyHash(hash.0 ^ 0xFFFF)));
+        assert!(!item.has(KeyHash(hash.0 ^ 1 << 16)));
     }
 
     #[test]
     #[should_panic]
     fn a_key_that_does_not_fit_its_length_field_is_never_stored() {
-        item(&vec![0; 65_536], None, Body::Tombstone);
+        item(&vec![0; KEY_LEN_MAX + 1], None, Body::Tombstone);
+    }
+
+    #[test]
+    #[should_panic]
+    fn a_value_that_does_not_fit_its_length_field_is_never_stored() {
+        item(b"key", None, Body::Inline(&vec![0; INLINE_LEN_MAX + 1]));
+    }
+
+    #[test]
+    fn a_shared_value_is_charged_by_its_own_length() {
+        for len in [0, 100, INLINE_LEN_MAX + 1] {
+            let shared: Arc<[u8]> = vec![0; len].into();
+            let item = item(b"key", None, Body::Shared(shared));
+            let shape = Shape {
+                key_len: 3,
+                value_len: len,
+                expiring: false,
+                shared: true,
+            };
+            assert_eq!(item.charge(), shape.charge());
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! * **Exact expiry.** An item is invisible from the millisecond it expires, reaped
 //!   or not, and reading it never moves that millisecond.
 //!
-//! What it never does: hash a key, read a clock, decide who owns a partition.
+//! What it never does: hash a key to find it, read a clock, decide who owns a partition.
 //!
 //! ```text
 //!   KeyHash ─ partition ─► Table (hashbrown, u32 ids) ─► Slab ─► Item (one allocation)

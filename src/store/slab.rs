@@ -199,12 +199,10 @@ pub(super) mod tests {
     use super::super::item::{Body, NewItem};
     use super::*;
     use crate::clock::{Origin, UnixMs, Version};
-    use crate::hash::KeyHash;
 
     pub(in super::super) fn item(number: u64, expires_at: Option<UnixMs>) -> ItemBox {
         let key = number.to_le_bytes();
         ItemBox::new(NewItem {
-            hash: KeyHash::of(&key),
             key: &key,
             version: Version::default(),
             origin: Origin(0),

@@ -126,7 +126,6 @@ impl Write<'_> {
             }
         };
         ItemBox::new(NewItem {
-            hash: self.hash,
             key: self.key,
             version: self.version,
             origin: self.origin,
