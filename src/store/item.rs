@@ -1,4 +1,4 @@
-//! One stored item: header, key and value in one allocation behind a thin pointer.
+//! One stored item: header, key and value in one block behind a thin pointer.
 //!
 //! ```text
 //!   0  version (53 bits), flags (3), eviction state (8)
@@ -15,9 +15,10 @@
 //! out of a table needs it; a lookup brings it along.
 //!
 //! An item never changes after it was made, except its links and its eviction
-//! state. All unsafe code of the store is in this file. It rests on one invariant:
-//! **the flags and lengths in the header describe the allocation exactly**. They
-//! are written once, in [`ItemBox::new`], and no method changes them.
+//! state. The unsafe code of this file rests on two invariants: **the flags and lengths in
+//! the header describe the block exactly**; they are written once, in [`ItemBox::new`],
+//! and no method changes them. And **an item does not outlive the pool of its slab**:
+//! only the slab makes items, moves their blocks and ends them.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use super::digest::Digest;
 use super::memory::{malloc_charge, shared_charge};
+use super::pool::{Pool, block_bytes};
 use super::write::{KEY_BYTES_MAX, SHARED_VALUE_BYTES};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
@@ -223,7 +225,9 @@ impl Shape {
         } else {
             0
         };
-        malloc_charge(self.size()).saturating_add(shared)
+        let size = self.size();
+        let block = block_bytes(size).unwrap_or_else(|| malloc_charge(size));
+        block.saturating_add(shared)
     }
 
     #[inline]
@@ -245,7 +249,8 @@ impl Shape {
     }
 }
 
-/// An owned item; 8 bytes, and `Option<ItemBox>` is no larger.
+/// An owned item; 8 bytes, and `Option<ItemBox>` is no larger. One that is dropped and not
+/// given to [`ItemBox::free`] keeps what it holds.
 pub(super) struct ItemBox(NonNull<Header>);
 
 // SAFETY: an ItemBox owns its block and the only things inside are plain words and
@@ -253,12 +258,12 @@ pub(super) struct ItemBox(NonNull<Header>);
 unsafe impl Send for ItemBox {}
 
 impl ItemBox {
-    /// Makes an item, linked to nothing.
+    /// Makes an item, linked to nothing, in a block of `pool` or, if large, of malloc.
     ///
     /// # Panics
     /// When the key is longer than [`KEY_LEN_MAX`] or a value kept beside it than
     /// [`INLINE_LEN_MAX`], and only then; the shard refuses and shares long before.
-    pub(super) fn new(new: NewItem<'_>) -> Self {
+    pub(super) fn new(pool: &mut Pool, new: NewItem<'_>) -> Self {
         let (flag, value_len) = match &new.body {
             Body::Tombstone => (TOMBSTONE, 0),
             Body::Inline(bytes) => (0, bytes.len()),
@@ -277,18 +282,13 @@ impl ItemBox {
             expiring: new.expires_at.is_some(),
             shared: flag == SHARED,
         };
-        let layout = layout_of(shape);
-        // SAFETY: the layout has at least HEADER_BYTES bytes.
-        let block = unsafe { alloc(layout) };
-        let Some(header) = NonNull::new(block.cast::<Header>()) else {
-            handle_alloc_error(layout)
-        };
-        // SAFETY: the block is ours alone, ALIGN-aligned, and `layout` was computed from
+        let block = take_block(pool, shape);
+        // SAFETY: the block is ours alone, ALIGN-aligned, and its size was computed from
         // `shape`: the header, then an expiry and an Arc exactly when the shape has
         // them, then key_len bytes, then value_len bytes unless the value is shared.
         // Source slices are borrowed from elsewhere, so nothing overlaps.
         unsafe {
-            header.write(Header {
+            block.cast::<Header>().write(Header {
                 version_and_state: new.version.get() | flag | expiring,
                 origin: new.origin.0,
                 lens: (shape.key_len as u32) << KEY_LEN_SHIFT | inline_len as u32,
@@ -304,11 +304,12 @@ impl ItemBox {
                 block.add(HEADER_BYTES).cast::<Expiry>().write(expiry);
             }
             let key = block.add(shape.key_offset());
-            ptr::copy_nonoverlapping(new.key.as_ptr(), key, shape.key_len);
+            ptr::copy_nonoverlapping(new.key.as_ptr(), key.as_ptr(), shape.key_len);
             match new.body {
                 Body::Tombstone => {}
                 Body::Inline(bytes) => {
-                    ptr::copy_nonoverlapping(bytes.as_ptr(), key.add(shape.key_len), value_len);
+                    let value = key.add(shape.key_len).as_ptr();
+                    ptr::copy_nonoverlapping(bytes.as_ptr(), value, value_len);
                 }
                 Body::Shared(shared) => {
                     block
@@ -318,7 +319,44 @@ impl ItemBox {
                 }
             }
         }
-        Self(header)
+        Self(block.cast())
+    }
+
+    /// The item in `block`.
+    ///
+    /// # Safety
+    ///
+    /// [`ItemBox::new`] made one there, or it was copied there bit by bit, and either nobody
+    /// else uses it or nobody changes it.
+    pub(super) unsafe fn at(block: NonNull<u8>) -> Self {
+        Self(block.cast())
+    }
+
+    /// Whether it is the item in `block`.
+    #[inline]
+    pub(super) fn is_at(&self, block: NonNull<u8>) -> bool {
+        self.0.cast() == block
+    }
+
+    /// Ends the item; `pool` is the one it was made with.
+    pub(super) fn free(self, pool: &mut Pool) {
+        let shape = self.shape();
+        let block = self.0.cast::<u8>();
+        // SAFETY: the block was taken in `new` for this very shape, from this pool if it is
+        // of a pool, and an item ends once; its Arc, if it has one, was written there and
+        // never moved out.
+        unsafe {
+            if shape.shared {
+                block
+                    .add(shape.shared_offset())
+                    .cast::<Arc<[u8]>>()
+                    .drop_in_place();
+            }
+            match block_bytes(shape.size()) {
+                Some(_) => pool.give(block, shape.size()),
+                None => dealloc(block.as_ptr(), layout_of(shape)),
+            }
+        }
     }
 
     /// The bytes this item is charged for.
@@ -561,20 +599,14 @@ impl ItemBox {
     }
 }
 
-impl Drop for ItemBox {
-    fn drop(&mut self) {
-        let shape = self.shape();
-        let block = self.0.as_ptr().cast::<u8>();
-        // SAFETY: the block was allocated in `new` with the layout of this very shape
-        // and is dropped once; its Arc, if it has one, was written there and never
-        // moved out.
-        unsafe {
-            if shape.shared {
-                ptr::drop_in_place(block.add(shape.shared_offset()).cast::<Arc<[u8]>>());
-            }
-            dealloc(block, layout_of(shape));
-        }
+fn take_block(pool: &mut Pool, shape: Shape) -> NonNull<u8> {
+    if block_bytes(shape.size()).is_some() {
+        return pool.take(shape.size());
     }
+    let layout = layout_of(shape);
+    // SAFETY: the layout is larger than any block of a pool, so it has a size.
+    let block = unsafe { alloc(layout) };
+    NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
 }
 
 fn layout_of(shape: Shape) -> Layout {
@@ -589,18 +621,20 @@ fn layout_of(shape: Shape) -> Layout {
 mod tests {
     use super::*;
 
-    fn item(key: &[u8], expires_at: Option<u64>, body: Body<'_>) -> ItemBox {
-        ItemBox::new(NewItem {
+    fn item(pool: &mut Pool, key: &[u8], expires_at: Option<u64>, body: Body<'_>) -> ItemBox {
+        let new = NewItem {
             key,
             version: Version::MAX,
             origin: Origin(u32::MAX),
             expires_at: expires_at.map(UnixMs),
             body,
-        })
+        };
+        ItemBox::new(pool, new)
     }
 
     #[test]
     fn an_item_gives_back_what_it_was_made_of() {
+        let mut pool = Pool::default();
         let lens = [0, 1, 7, 8, 9, 250, 1024];
         for key_len in lens {
             for value_len in lens {
@@ -609,7 +643,7 @@ mod tests {
                     let value: Vec<u8> = (0..value_len).map(|n| !n as u8).collect();
                     let shared: Arc<[u8]> = Arc::from(&value[..]);
                     for body in [Body::Inline(&value), Body::Shared(Arc::clone(&shared))] {
-                        let item = item(&key, expires_at, body);
+                        let item = item(&mut pool, &key, expires_at, body);
                         let view = item.view();
                         assert_eq!((view.key, view.value.bytes()), (&key[..], &value[..]));
                         assert_eq!(
@@ -619,11 +653,12 @@ mod tests {
                         assert_eq!(view.expires_at, expires_at.map(UnixMs));
                         assert_eq!(item.hash(), KeyHash::of(&key));
                         assert!(!item.is_tombstone());
+                        item.free(&mut pool);
                     }
                     assert_eq!(
                         Arc::strong_count(&shared),
                         1,
-                        "a dropped item drops its Arc"
+                        "an item that ends drops its Arc"
                     );
                 }
             }
@@ -632,21 +667,24 @@ mod tests {
 
     #[test]
     fn a_tombstone_has_no_value_and_is_never_visible() {
-        let item = item(b"key", Some(100), Body::Tombstone);
+        let mut pool = Pool::default();
+        let item = item(&mut pool, b"key", Some(100), Body::Tombstone);
         assert!(item.is_tombstone() && item.value().bytes().is_empty());
         assert!(!item.is_visible(UnixMs(0)));
     }
 
     #[test]
     fn an_item_is_visible_until_the_millisecond_it_expires() {
-        let item = item(b"key", Some(100), Body::Inline(b"value"));
+        let mut pool = Pool::default();
+        let item = item(&mut pool, b"key", Some(100), Body::Inline(b"value"));
         assert!(item.is_visible(UnixMs(99)));
         assert!(!item.is_visible(UnixMs(100)));
     }
 
     #[test]
     fn links_and_state_change_without_touching_the_rest() {
-        let mut item = item(b"key", Some(100), Body::Inline(b"value"));
+        let mut pool = Pool::default();
+        let mut item = item(&mut pool, b"key", Some(100), Body::Inline(b"value"));
         item.set_state(0xFF);
         item.set_prev(ItemId(1));
         item.set_next(ItemId(2));
@@ -668,7 +706,8 @@ mod tests {
 
     #[test]
     fn wheel_links_of_an_item_that_never_expires_are_ignored() {
-        let mut item = item(b"key", None, Body::Inline(b"value"));
+        let mut pool = Pool::default();
+        let mut item = item(&mut pool, b"key", None, Body::Inline(b"value"));
         item.set_wheel_prev(ItemId(3));
         item.set_wheel_next(ItemId(4));
         assert_eq!(item.wheel_links(), (ItemId::NONE, ItemId::NONE));
@@ -677,7 +716,8 @@ mod tests {
 
     #[test]
     fn a_hash_is_compared_as_far_as_replicas_do() {
-        let item = item(b"key", None, Body::Inline(b""));
+        let mut pool = Pool::default();
+        let item = item(&mut pool, b"key", None, Body::Inline(b""));
         let hash = KeyHash::of(b"key");
         assert!(item.has(hash) && item.has(KeyHash(hash.0 ^ 0xFFFF)));
         assert!(!item.has(KeyHash(hash.0 ^ 1 << 16)));
@@ -686,20 +726,31 @@ mod tests {
     #[test]
     #[should_panic]
     fn a_key_that_does_not_fit_its_length_field_is_never_stored() {
-        item(&vec![0; KEY_LEN_MAX + 1], None, Body::Tombstone);
+        item(
+            &mut Pool::default(),
+            &vec![0; KEY_LEN_MAX + 1],
+            None,
+            Body::Tombstone,
+        );
     }
 
     #[test]
     #[should_panic]
     fn a_value_that_does_not_fit_its_length_field_is_never_stored() {
-        item(b"key", None, Body::Inline(&vec![0; INLINE_LEN_MAX + 1]));
+        item(
+            &mut Pool::default(),
+            b"key",
+            None,
+            Body::Inline(&vec![0; INLINE_LEN_MAX + 1]),
+        );
     }
 
     #[test]
     fn a_shared_value_is_charged_by_its_own_length() {
+        let mut pool = Pool::default();
         for len in [0, 100, INLINE_LEN_MAX + 1] {
             let shared: Arc<[u8]> = vec![0; len].into();
-            let item = item(b"key", None, Body::Shared(shared));
+            let item = item(&mut pool, b"key", None, Body::Shared(shared));
             let shape = Shape {
                 key_len: 3,
                 value_len: len,
@@ -707,6 +758,7 @@ mod tests {
                 shared: true,
             };
             assert_eq!(item.charge(), shape.charge());
+            item.free(&mut pool);
         }
     }
 

@@ -21,7 +21,7 @@
 //! What it never does: hash a key to find it, read a clock, decide who owns a partition.
 //!
 //! ```text
-//!   KeyHash ─ partition ─► Table (hashbrown, u32 ids) ─► Slab ─► Item (one allocation)
+//!   KeyHash ─ partition ─► Table (hashbrown, u32 ids) ─► Slab ─► Item (one block of the Pool)
 //!                 │                                        ▲
 //!                 └─► Digest            eviction lists, tombstone queue and
 //!                                       timing wheel are threaded through items
@@ -35,6 +35,7 @@ mod item;
 mod list;
 mod memory;
 mod partition;
+mod pool;
 mod shard;
 mod slab;
 mod table;

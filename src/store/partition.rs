@@ -9,9 +9,10 @@
 //! It is caught by a debug assertion and harmless to memory otherwise.
 
 use std::mem::size_of;
+use std::ptr::NonNull;
 
 use super::digest::Digest;
-use super::item::ItemId;
+use super::item::{ItemBox, ItemId};
 use super::memory::malloc_charge;
 use super::slab::Slab;
 use super::table::Table;
@@ -90,6 +91,17 @@ impl Partitions {
         table
             .into_iter()
             .flat_map(move |at| self.tables[at].with_hash(slab, hash))
+    }
+
+    /// The id of an item, known by the block it is in.
+    pub(super) fn id_of(&self, slab: &Slab, item: &ItemBox, block: NonNull<u8>) -> ItemId {
+        let hash = item.hash();
+        let ids = self.tables[self.table_of(hash)].with_hash(slab, hash);
+        let mut ids = ids.filter(|&id| slab[id].is_at(block));
+        match ids.next() {
+            Some(id) => id,
+            None => unreachable!("an item that is in no table"),
+        }
     }
 
     /// Every item of one partition, in no particular order.

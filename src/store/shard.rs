@@ -256,7 +256,7 @@ impl Shard {
         }
         let hash = write.hash;
         debug_assert_eq!(hash, KeyHash::of(write.key), "the hash of another key");
-        let item = write.into_item();
+        let item = write.into_item(&mut self.slab);
         self.item_bytes += item.charge();
         match found {
             Some(id) => self.replace(id, hash, item, now),
@@ -439,6 +439,11 @@ impl Shard {
             + self.policy.bytes()
     }
 
+    /// What of it comes from the system by the page, and not from malloc.
+    pub fn page_bytes(&self) -> usize {
+        self.slab.page_bytes()
+    }
+
     /// What it has counted.
     #[inline]
     pub fn stats(&self) -> &ShardStats {
@@ -466,6 +471,7 @@ impl Shard {
         self.partitions
             .replaced(hash.partition(), old.digest(hash), new_digest);
         self.let_go(old);
+        self.tidy();
         if keeps_place {
             self.policy.access(&mut self.slab, id);
             if self.bytes() <= self.bytes_max {
@@ -494,6 +500,9 @@ impl Shard {
     /// Evicts until at most `len_max` values are listed and the byte bound holds.
     fn make_room(&mut self, len_max: usize) {
         while self.len > len_max || self.bytes() > self.bytes_max {
+            if self.len <= len_max && self.shrink() {
+                continue;
+            }
             if !self.evict_one() && !self.purge_tombstone() {
                 break;
             }
@@ -544,15 +553,34 @@ impl Shard {
         let charge = item.charge();
         self.item_bytes -= charge;
         self.let_go(item);
+        self.tidy();
         charge
     }
 
-    /// Drops an item; a value that readers still have a share of is remembered.
+    /// Moves items together if much lies unused between those of one size.
+    fn tidy(&mut self) {
+        let Self {
+            slab, partitions, ..
+        } = self;
+        slab.tidy(|slab, item, block| partitions.id_of(slab, item, block));
+    }
+
+    /// Gives memory back that no item uses, moving a page of items at most; whether there
+    /// was any.
+    fn shrink(&mut self) -> bool {
+        let Self {
+            slab, partitions, ..
+        } = self;
+        slab.shrink(|slab, item, block| partitions.id_of(slab, item, block))
+    }
+
+    /// Ends an item; a value that readers still have a share of is remembered.
     fn let_go(&mut self, item: ItemBox) {
         if let Some(value) = item.lent() {
             self.lent_bytes += value.len();
             self.lent.push(value);
         }
+        self.slab.free(item);
     }
 
     /// Bytes of values that are gone from here while readers had a share of them, as of

@@ -94,7 +94,7 @@ fn spread(hash: KeyHash) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::slab::tests::item;
+    use super::super::slab::tests::add;
     use super::*;
     use std::collections::HashSet;
 
@@ -124,7 +124,7 @@ mod tests {
         let (mut slab, mut table) = (Slab::default(), Table::default());
         // As many as fit before the table grows and finds the true hashes.
         let hash = KeyHash(42 << 30);
-        let ids: Vec<_> = (0..3).map(|n| slab.insert(item(n, None))).collect();
+        let ids: Vec<_> = (0..3).map(|n| add(&mut slab, n, None)).collect();
         ids.iter().for_each(|&id| table.insert(&slab, hash, id));
         for (n, &id) in (0..3_u64).zip(&ids) {
             assert_eq!(table.find(&slab, hash, &n.to_le_bytes()), Some(id));

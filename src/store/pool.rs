@@ -1,0 +1,684 @@
+//! Blocks for small items: pages of one size each, from the system itself.
+//!
+//! malloc adds 8 bytes to a block and rounds to 16, 15 bytes on an item of a hundred.
+//! Here a block takes what was asked for, rounded to 8 (to 16 above 256 bytes), and
+//! nothing beside it. Items above [`BLOCK_BYTES_MAX`] are left to malloc.
+//!
+//! ```text
+//!   Pool ── regions (4 MiB of address space) ── pages (16 KiB) ── blocks of one size
+//!
+//!                 take              last block freed
+//!   idle page ──────────► of a size ────────────────► spare ──► idle
+//!                              │                        │        (memory given back
+//!                              └──── evacuated ─────────┘         to the system)
+//! ```
+//!
+//! * Address space is kept until the pool ends; memory is not: a page that is idle takes
+//!   none. A few empty pages are spare, so that a size that comes and goes costs no calls.
+//! * What the pool holds is counted by the page, unused blocks included, and that is
+//!   what it takes of the system's memory, except where that hands out huge pages.
+//! * Sizes drift: a page stays taken while one block of it is in use. When as many blocks
+//!   of a size are free as a page has, one page of it can be *evacuated*: its items move
+//!   to other pages, at most one page of them at a time. The shard does so when it needs
+//!   room, and without need when a quarter of a size's blocks lie unused.
+//!
+//! The first word of a page is its number, by which a block is found to belong to it.
+//! All of its other state is in [`Page`], outside, but the chain of free blocks, which
+//! runs through their first two bytes.
+
+use std::alloc::{Layout, handle_alloc_error};
+use std::mem::size_of;
+use std::ptr::NonNull;
+
+use super::memory::malloc_charge;
+
+/// The largest block; what is larger comes from malloc.
+pub(super) const BLOCK_BYTES_MAX: usize = 512;
+/// Up to here sizes go in steps of 8, above in steps of 16.
+const FINE_BYTES_MAX: usize = 256;
+const FINE_STEP: usize = 8;
+const COARSE_STEP: usize = 16;
+const FINE_SIZES: usize = FINE_BYTES_MAX / FINE_STEP;
+const SIZES: usize = FINE_SIZES + (BLOCK_BYTES_MAX - FINE_BYTES_MAX) / COARSE_STEP + 1;
+
+/// Pages are aligned to their size.
+const PAGE_BYTES: usize = 16 * 1024;
+/// What a page's number takes at its start.
+const PAGE_HEAD_BYTES: usize = 8;
+const REGION_PAGES: usize = 256;
+const REGION_BYTES: usize = REGION_PAGES * PAGE_BYTES;
+/// How many empty pages are kept in memory.
+const SPARE_PAGES_MAX: usize = 8;
+/// What is kept of them.
+#[cfg(test)]
+pub(super) const SPARE_BYTES_MAX: usize = SPARE_PAGES_MAX * PAGE_BYTES;
+/// A size is wasteful when more than one in this many of its blocks is free.
+const WASTE_SHARE: usize = 4;
+/// How many pages are looked at to find an emptier one.
+const CANDIDATES_MAX: usize = 16;
+
+const NONE: u32 = u32::MAX;
+
+// A set of sizes fits a word, and an offset in a page 16 bits.
+const _: () = assert!(SIZES <= u64::BITS as usize && PAGE_BYTES <= u16::MAX as usize);
+
+/// What a block for `bytes` takes, if the pool has such blocks.
+#[inline]
+pub(super) const fn block_bytes(bytes: usize) -> Option<usize> {
+    if bytes <= FINE_BYTES_MAX {
+        Some(bytes.next_multiple_of(FINE_STEP))
+    } else if bytes <= BLOCK_BYTES_MAX {
+        Some(bytes.next_multiple_of(COARSE_STEP))
+    } else {
+        None
+    }
+}
+
+/// One of the sizes that blocks have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size(u8);
+
+impl Size {
+    /// The size of blocks for so many bytes, which are at most [`BLOCK_BYTES_MAX`].
+    #[inline]
+    fn of(bytes: usize) -> Self {
+        debug_assert!(0 < bytes && bytes <= BLOCK_BYTES_MAX);
+        Self(if bytes <= FINE_BYTES_MAX {
+            bytes.div_ceil(FINE_STEP)
+        } else {
+            FINE_SIZES + (bytes - FINE_BYTES_MAX).div_ceil(COARSE_STEP)
+        } as u8)
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    #[inline]
+    fn bytes(self) -> usize {
+        match self.index() {
+            fine @ ..=FINE_SIZES => fine * FINE_STEP,
+            coarse => FINE_BYTES_MAX + (coarse - FINE_SIZES) * COARSE_STEP,
+        }
+    }
+
+    /// How many blocks a page of this size has.
+    #[inline]
+    fn blocks(self) -> usize {
+        (PAGE_BYTES - PAGE_HEAD_BYTES) / self.bytes()
+    }
+}
+
+const REGION_CHARGE: usize = malloc_charge(REGION_PAGES * size_of::<Page>());
+
+/// What is known of a page. Pages are chained: those of a size with room, those that
+/// are spare, those that are idle.
+struct Page {
+    prev: u32,
+    next: u32,
+    size: Size,
+    /// Blocks in use.
+    used: u16,
+    /// Where the blocks begin that were never in use.
+    untouched: u16,
+    /// Where the first free block is; 0 for none.
+    free: u16,
+}
+
+const NEW_PAGE: Page = Page {
+    prev: NONE,
+    next: NONE,
+    size: Size(0),
+    used: 0,
+    untouched: 0,
+    free: 0,
+};
+
+/// All pages of one size.
+#[derive(Clone, Copy)]
+struct Pages {
+    /// The first page with room.
+    open: u32,
+    count: u32,
+    blocks_free: u32,
+}
+
+/// The blocks of one shard.
+pub(super) struct Pool {
+    regions: Vec<Region>,
+    sizes: [Pages; SIZES],
+    /// The sizes of which a page can be evacuated.
+    sparse: u64,
+    /// Those of them of which one should be.
+    wasteful: u64,
+    idle: u32,
+    spare: u32,
+    spare_count: usize,
+    /// Pages of a size.
+    taken_count: usize,
+    blocks_bytes: usize,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            regions: Vec::new(),
+            sizes: [Pages {
+                open: NONE,
+                count: 0,
+                blocks_free: 0,
+            }; SIZES],
+            sparse: 0,
+            wasteful: 0,
+            idle: NONE,
+            spare: NONE,
+            spare_count: 0,
+            taken_count: 0,
+            blocks_bytes: 0,
+        }
+    }
+}
+
+impl Pool {
+    /// A block of `bytes` bytes, aligned to 8; they are at most [`BLOCK_BYTES_MAX`].
+    pub(super) fn take(&mut self, bytes: usize) -> NonNull<u8> {
+        self.take_of(Size::of(bytes))
+    }
+
+    fn take_of(&mut self, size: Size) -> NonNull<u8> {
+        let at = match self.sizes[size.index()].open {
+            NONE => self.open_page(size),
+            open => open,
+        };
+        let base = self.base(at);
+        let page = self.page_mut(at);
+        let offset = match page.free {
+            0 => {
+                page.untouched += size.bytes() as u16;
+                usize::from(page.untouched) - size.bytes()
+            }
+            free => usize::from(free),
+        };
+        // SAFETY: `offset` is that of a block of this page, which is in memory.
+        let block = unsafe { base.add(offset) };
+        if page.free != 0 {
+            // SAFETY: a free block begins with the offset of the next; it is aligned to 8
+            // and nobody else's.
+            page.free = unsafe { block.cast::<u16>().read() };
+        }
+        page.used += 1;
+        let full = usize::from(page.used) == size.blocks();
+        if full {
+            let open = self.sizes[size.index()].open;
+            self.sizes[size.index()].open = self.unchain(open, at);
+        }
+        self.sizes[size.index()].blocks_free -= 1;
+        self.blocks_bytes += size.bytes();
+        self.judge(size);
+        block
+    }
+
+    /// Gives a block of `bytes` bytes back.
+    ///
+    /// # Safety
+    ///
+    /// It came from [`Pool::take`] of this pool for as many bytes, was not given back yet,
+    /// and is not used any more.
+    pub(super) unsafe fn give(&mut self, block: NonNull<u8>, bytes: usize) {
+        let size = Size::of(bytes);
+        let offset = block.addr().get() % PAGE_BYTES;
+        // SAFETY: a block lies in a page of a region, `offset` bytes from the page's start.
+        let base = unsafe { block.sub(offset) };
+        // SAFETY: a page that has blocks begins with its number.
+        let at = unsafe { base.cast::<u32>().read() };
+        let page = self.page_mut(at);
+        // SAFETY: the block is not in use any more, has 8 bytes at least and is aligned to 8.
+        unsafe { block.cast::<u16>().write(page.free) };
+        page.free = offset as u16;
+        let was_full = usize::from(page.used) == size.blocks();
+        page.used -= 1;
+        let empty = page.used == 0;
+        if was_full {
+            let open = self.sizes[size.index()].open;
+            self.sizes[size.index()].open = self.chain(open, at);
+        }
+        self.sizes[size.index()].blocks_free += 1;
+        self.blocks_bytes -= size.bytes();
+        if empty {
+            let open = self.sizes[size.index()].open;
+            self.sizes[size.index()].open = self.unchain(open, at);
+            self.close_page(at);
+        }
+        self.judge(size);
+    }
+
+    /// What the pool takes beyond the blocks in use.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        self.page_bytes() - self.blocks_bytes
+            + self.regions.len() * REGION_CHARGE
+            + malloc_charge(self.regions.capacity() * size_of::<Region>())
+    }
+
+    /// What a pool of a single block takes beyond it, at most.
+    pub(super) const fn bytes_min() -> usize {
+        PAGE_BYTES + REGION_CHARGE + malloc_charge(4 * size_of::<Region>())
+    }
+
+    /// What it takes of the system, by the page.
+    #[inline]
+    pub(super) fn page_bytes(&self) -> usize {
+        (self.taken_count + self.spare_count) * PAGE_BYTES
+    }
+
+    /// Gives a spare page back to the system; whether there was one.
+    pub(super) fn give_back_spare(&mut self) -> bool {
+        let at = self.spare;
+        if at == NONE {
+            return false;
+        }
+        let base = self.base(at);
+        self.spare = self.unchain(self.spare, at);
+        self.spare_count -= 1;
+        give_back(base);
+        self.idle = self.chain(self.idle, at);
+        true
+    }
+
+    /// A size of which a page can be evacuated.
+    pub(super) fn sparse(&self) -> Option<Size> {
+        first_of(self.sparse)
+    }
+
+    /// A size of which a page should be evacuated.
+    #[inline]
+    pub(super) fn wasteful(&self) -> Option<Size> {
+        first_of(self.wasteful)
+    }
+
+    /// Begins to evacuate a page of a size that is [`Pool::sparse`]; tells which of its
+    /// blocks are in use.
+    pub(super) fn begin_evacuation(&mut self, size: Size) -> Evacuation {
+        let open = self.sizes[size.index()].open;
+        let (mut at, mut next) = (open, open);
+        for _ in 0..CANDIDATES_MAX {
+            if next == NONE {
+                break;
+            }
+            let page = self.page(next);
+            if page.used < self.page(at).used {
+                at = next;
+            }
+            next = page.next;
+        }
+        self.sizes[size.index()].open = self.unchain(open, at);
+        let (base, page) = (self.base(at), self.page(at));
+        let mut is_free = [0_u64; PAGE_BYTES / FINE_STEP / 64];
+        let mut free = usize::from(page.free);
+        while free != 0 {
+            is_free[free / FINE_STEP / 64] |= 1 << (free / FINE_STEP % 64);
+            // SAFETY: a free block of a page in memory begins with the offset of the next.
+            free = usize::from(unsafe { base.add(free).cast::<u16>().read() });
+        }
+        let blocks = (PAGE_HEAD_BYTES..usize::from(page.untouched)).step_by(size.bytes());
+        let used =
+            blocks.filter(|at| is_free[at / FINE_STEP / 64] >> (at / FINE_STEP % 64) & 1 == 0);
+        // SAFETY: offsets of blocks of this page.
+        let used = used.map(|offset| unsafe { base.add(offset) }).collect();
+        Evacuation { at, size, used }
+    }
+
+    /// Copies a block that is evacuated to another page.
+    ///
+    /// # Safety
+    ///
+    /// It is in use and stays unchanged until the evacuation ends.
+    pub(super) unsafe fn copy_out(&mut self, size: Size, block: NonNull<u8>) -> NonNull<u8> {
+        let copy = self.take_of(size);
+        // SAFETY: two different blocks of this size: the caller says the one is in use,
+        // the other was free.
+        unsafe { block.copy_to_nonoverlapping(copy, size.bytes()) };
+        copy
+    }
+
+    /// Ends an evacuation.
+    ///
+    /// # Safety
+    ///
+    /// All blocks that were in use have been copied, and nothing points at them any more.
+    pub(super) unsafe fn end_evacuation(&mut self, evacuation: Evacuation) {
+        let Evacuation { at, size, .. } = evacuation;
+        let used = std::mem::take(&mut self.page_mut(at).used);
+        self.sizes[size.index()].blocks_free += u32::from(used);
+        self.blocks_bytes -= usize::from(used) * size.bytes();
+        self.close_page(at);
+        self.judge(size);
+    }
+
+    /// Takes a page for blocks of this size.
+    #[cold]
+    fn open_page(&mut self, size: Size) -> u32 {
+        let at = if self.spare != NONE {
+            let at = self.spare;
+            self.spare = self.unchain(at, at);
+            self.spare_count -= 1;
+            at
+        } else {
+            if self.idle == NONE {
+                self.add_region();
+            }
+            let at = self.idle;
+            self.idle = self.unchain(at, at);
+            at
+        };
+        // SAFETY: the page is ours, aligned, and nothing is in it.
+        unsafe { self.base(at).cast::<u32>().write(at) };
+        let page = self.page_mut(at);
+        page.size = size;
+        page.untouched = PAGE_HEAD_BYTES as u16;
+        page.free = 0;
+        let pages = &mut self.sizes[size.index()];
+        pages.count += 1;
+        pages.blocks_free += size.blocks() as u32;
+        let open = pages.open;
+        self.sizes[size.index()].open = self.chain(open, at);
+        self.taken_count += 1;
+        at
+    }
+
+    /// Takes back a page that is in no chain and has no block in use.
+    #[cold]
+    fn close_page(&mut self, at: u32) {
+        let size = self.page(at).size;
+        let pages = &mut self.sizes[size.index()];
+        pages.count -= 1;
+        pages.blocks_free -= size.blocks() as u32;
+        self.taken_count -= 1;
+        if self.spare_count < SPARE_PAGES_MAX {
+            self.spare = self.chain(self.spare, at);
+            self.spare_count += 1;
+        } else {
+            give_back(self.base(at));
+            self.idle = self.chain(self.idle, at);
+        }
+    }
+
+    fn add_region(&mut self) {
+        let first = (self.regions.len() * REGION_PAGES) as u32;
+        self.regions.push(Region::new());
+        for at in (first..first + REGION_PAGES as u32).rev() {
+            self.idle = self.chain(self.idle, at);
+        }
+    }
+
+    /// Notes whether pages of this size can or should be evacuated.
+    #[inline]
+    fn judge(&mut self, size: Size) {
+        let pages = &self.sizes[size.index()];
+        let (free, blocks) = (pages.blocks_free as usize, size.blocks());
+        let bit = 1 << size.0;
+        let mark = |set: u64, is: bool| if is { set | bit } else { set & !bit };
+        self.sparse = mark(self.sparse, free >= blocks);
+        let all = pages.count as usize * blocks;
+        self.wasteful = mark(self.wasteful, free >= blocks + all / WASTE_SHARE);
+    }
+
+    /// Puts a page before the first of a chain; returns the new first.
+    fn chain(&mut self, first: u32, at: u32) -> u32 {
+        if first != NONE {
+            self.page_mut(first).prev = at;
+        }
+        let page = self.page_mut(at);
+        (page.prev, page.next) = (NONE, first);
+        at
+    }
+
+    /// Takes a page out of a chain; returns the first of what is left.
+    fn unchain(&mut self, first: u32, at: u32) -> u32 {
+        let page = self.page(at);
+        let (prev, next) = (page.prev, page.next);
+        if next != NONE {
+            self.page_mut(next).prev = prev;
+        }
+        if prev == NONE {
+            return next;
+        }
+        self.page_mut(prev).next = next;
+        first
+    }
+
+    #[inline]
+    fn page(&self, at: u32) -> &Page {
+        &self.regions[at as usize / REGION_PAGES].pages[at as usize % REGION_PAGES]
+    }
+
+    #[inline]
+    fn page_mut(&mut self, at: u32) -> &mut Page {
+        &mut self.regions[at as usize / REGION_PAGES].pages[at as usize % REGION_PAGES]
+    }
+
+    #[inline]
+    fn base(&self, at: u32) -> NonNull<u8> {
+        let region = &self.regions[at as usize / REGION_PAGES];
+        // SAFETY: a region has REGION_PAGES pages.
+        unsafe { region.start.add(at as usize % REGION_PAGES * PAGE_BYTES) }
+    }
+}
+
+/// A page whose blocks move elsewhere.
+pub(super) struct Evacuation {
+    at: u32,
+    pub(super) size: Size,
+    pub(super) used: Vec<NonNull<u8>>,
+}
+
+#[inline]
+fn first_of(sizes: u64) -> Option<Size> {
+    (sizes != 0).then(|| Size(sizes.trailing_zeros() as u8))
+}
+
+/// Address space of the pool's own, aligned to [`PAGE_BYTES`].
+struct Region {
+    start: NonNull<u8>,
+    pages: Box<[Page; REGION_PAGES]>,
+    #[cfg(not(miri))]
+    mapping: NonNull<std::ffi::c_void>,
+}
+
+// SAFETY: memory that belongs to nobody else.
+unsafe impl Send for Region {}
+
+const REGION: Layout = match Layout::from_size_align(REGION_BYTES, PAGE_BYTES) {
+    Ok(layout) => layout,
+    Err(_) => panic!("no layout"),
+};
+
+#[cfg(not(miri))]
+mod system {
+    use super::*;
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+    /// More than the region, so that an aligned one is within.
+    const MAPPING_BYTES: usize = REGION_BYTES + PAGE_BYTES;
+
+    impl Region {
+        pub(super) fn new() -> Self {
+            let access = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+            // SAFETY: a new mapping anywhere changes none that exists.
+            let mapped =
+                unsafe { mmap_anonymous(std::ptr::null_mut(), MAPPING_BYTES, access, flags) };
+            let Some(mapping) = mapped.ok().and_then(NonNull::new) else {
+                handle_alloc_error(REGION)
+            };
+            let skipped = mapping.cast::<u8>().align_offset(PAGE_BYTES);
+            Self {
+                // SAFETY: less than a page, of which the mapping has one more than the region.
+                start: unsafe { mapping.cast::<u8>().add(skipped) },
+                pages: Box::new([NEW_PAGE; REGION_PAGES]),
+                mapping,
+            }
+        }
+    }
+
+    impl Drop for Region {
+        fn drop(&mut self) {
+            // SAFETY: the mapping is this region's, and with the pool all of its blocks end.
+            let _ = unsafe { munmap(self.mapping.as_ptr(), MAPPING_BYTES) };
+        }
+    }
+
+    /// Gives the memory of a page back, of which nothing is in use. Where the system's own
+    /// pages are larger than ours, that cannot be done, and the memory stays.
+    pub(super) fn give_back(page: NonNull<u8>) {
+        // SAFETY: the page is within a region and nothing in it is needed any more.
+        let _ = unsafe { madvise(page.as_ptr().cast(), PAGE_BYTES, Advice::LinuxDontNeed) };
+    }
+}
+
+/// Miri has no system to ask.
+#[cfg(miri)]
+mod system {
+    use super::*;
+    use std::alloc::{alloc_zeroed, dealloc};
+
+    impl Region {
+        pub(super) fn new() -> Self {
+            // SAFETY: the layout has a size.
+            let Some(start) = NonNull::new(unsafe { alloc_zeroed(REGION) }) else {
+                handle_alloc_error(REGION)
+            };
+            let pages = Box::new([NEW_PAGE; REGION_PAGES]);
+            Self { start, pages }
+        }
+    }
+
+    impl Drop for Region {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { dealloc(self.start.as_ptr(), REGION) };
+        }
+    }
+
+    pub(super) fn give_back(_: NonNull<u8>) {}
+}
+
+use system::give_back;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A block with a pattern in it, for which it is watched.
+    struct Held {
+        block: NonNull<u8>,
+        bytes: usize,
+        pattern: u8,
+    }
+
+    impl Held {
+        fn new(pool: &mut Pool, bytes: usize, pattern: u8) -> Self {
+            let block = pool.take(bytes);
+            assert_eq!(block.addr().get() % FINE_STEP, 0);
+            // SAFETY: the block has so many bytes and is ours.
+            unsafe { block.write_bytes(pattern, bytes) };
+            Self {
+                block,
+                bytes,
+                pattern,
+            }
+        }
+
+        fn check(&self) {
+            // SAFETY: written in `new`, or copied.
+            let bytes = unsafe { std::slice::from_raw_parts(self.block.as_ptr(), self.bytes) };
+            assert!(bytes.iter().all(|&byte| byte == self.pattern));
+        }
+
+        fn give(self, pool: &mut Pool) {
+            self.check();
+            // SAFETY: taken for so many bytes and not used any more.
+            unsafe { pool.give(self.block, self.bytes) };
+        }
+    }
+
+    fn evacuate(pool: &mut Pool, size: Size, held: &mut [Held]) -> usize {
+        let evacuation = pool.begin_evacuation(size);
+        for &block in &evacuation.used {
+            let holder = held.iter_mut().find(|held| held.block == block);
+            let holder = holder.expect("a block in use is held");
+            // SAFETY: it is in use.
+            holder.block = unsafe { pool.copy_out(size, block) };
+        }
+        let moved = evacuation.used.len();
+        // SAFETY: all were copied, and their holders know.
+        unsafe { pool.end_evacuation(evacuation) };
+        moved
+    }
+
+    #[test]
+    fn a_size_is_the_least_that_holds_what_is_asked_for() {
+        let mut last = 0;
+        for bytes in 1..=BLOCK_BYTES_MAX {
+            let size = Size::of(bytes);
+            assert_eq!(Some(size.bytes()), block_bytes(bytes));
+            assert!(size.bytes() >= bytes && size.bytes() - bytes < COARSE_STEP);
+            assert!(size.index() < SIZES && size.index() >= last);
+            last = size.index();
+        }
+        assert_eq!(block_bytes(BLOCK_BYTES_MAX + 1), None);
+    }
+
+    #[test]
+    fn blocks_of_all_sizes_keep_what_is_in_them_while_pages_are_evacuated() {
+        const STEPS: u64 = if cfg!(miri) { 3_000 } else { 60_000 };
+        let mut pool = Pool::default();
+        let mut held: Vec<Held> = Vec::new();
+        let (mut random, mut moved) = (1_u64, 0);
+        for step in 0..STEPS {
+            random = crate::hash::splitmix64(random);
+            // Grows, shrinks, grows again.
+            let growing = step * 5 / STEPS % 2 == 0;
+            let bytes = [25, 64, 144, 150, 500][random as usize % 5] + (random >> 8) as usize % 8;
+            if growing == (random >> 16).is_multiple_of(4) && !held.is_empty() {
+                let nth = (random >> 32) as usize % held.len();
+                held.swap_remove(nth).give(&mut pool);
+            } else {
+                held.push(Held::new(&mut pool, bytes, step as u8));
+            }
+            if let Some(size) = pool.wasteful() {
+                moved += evacuate(&mut pool, size, &mut held);
+            }
+        }
+        while let Some(size) = pool.sparse() {
+            moved += evacuate(&mut pool, size, &mut held);
+        }
+        assert!(moved > 0);
+        held.iter().for_each(Held::check);
+        let used: usize = held.iter().map(|held| Size::of(held.bytes).bytes()).sum();
+        assert_eq!(pool.blocks_bytes, used);
+        held.into_iter().for_each(|held| held.give(&mut pool));
+        while pool.give_back_spare() {}
+        assert_eq!((pool.page_bytes(), pool.blocks_bytes), (0, 0));
+        assert_eq!((pool.sparse, pool.wasteful), (0, 0));
+    }
+
+    #[test]
+    fn a_page_with_anything_in_it_stays_and_an_empty_one_is_spare() {
+        let mut pool = Pool::default();
+        let blocks = Size::of(64).blocks();
+        let mut held: Vec<_> = (0..blocks).map(|_| Held::new(&mut pool, 64, 7)).collect();
+        assert_eq!(pool.page_bytes(), PAGE_BYTES);
+        let last = held.pop();
+        held.into_iter().for_each(|held| held.give(&mut pool));
+        assert_eq!((pool.page_bytes(), pool.spare_count), (PAGE_BYTES, 0));
+        last.into_iter().for_each(|held| held.give(&mut pool));
+        assert_eq!((pool.page_bytes(), pool.spare_count), (PAGE_BYTES, 1));
+        // Another size takes the same page.
+        Held::new(&mut pool, 128, 8).give(&mut pool);
+        assert_eq!(pool.page_bytes(), PAGE_BYTES);
+        assert!(pool.give_back_spare() && !pool.give_back_spare());
+        assert_eq!(pool.page_bytes(), 0);
+    }
+}
