@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use super::digest::Digest;
 use super::memory::{malloc_charge, shared_charge};
-use super::pool::{Pool, block_bytes};
+use super::pool::{BLOCK_ALIGN, Pool, block_bytes};
 use super::write::{KEY_BYTES_MAX, SHARED_VALUE_BYTES};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
@@ -165,7 +165,8 @@ pub(super) struct NewItem<'a> {
     pub(super) body: Body<'a>,
 }
 
-#[repr(C)]
+// Blocks of the pool are aligned to 4 only: half of what rounding to 8 takes.
+#[repr(C, packed(4))]
 struct Header {
     version_and_state: u64,
     origin: u32,
@@ -174,7 +175,7 @@ struct Header {
     next: ItemId,
 }
 
-#[repr(C)]
+#[repr(C, packed(4))]
 struct Expiry {
     at: u64,
     prev: ItemId,
@@ -184,12 +185,15 @@ struct Expiry {
 const HEADER_BYTES: usize = size_of::<Header>();
 const EXPIRY_BYTES: usize = size_of::<Expiry>();
 const SHARED_BYTES: usize = size_of::<Arc<[u8]>>();
-const ALIGN: usize = 8;
+const ALIGN: usize = BLOCK_ALIGN;
+/// What a block with an Arc in it is aligned to.
+const ARC_ALIGN: usize = align_of::<Arc<[u8]>>();
 
 const _: () = assert!(HEADER_BYTES == 24 && EXPIRY_BYTES == 16 && SHARED_BYTES == 16);
-const _: () = assert!(align_of::<Header>() <= ALIGN && align_of::<Arc<[u8]>>() <= ALIGN);
-// An expiry or an Arc after the header stays aligned: both are multiples of ALIGN.
-const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN) && EXPIRY_BYTES.is_multiple_of(ALIGN));
+const _: () = assert!(align_of::<Header>() <= ALIGN && align_of::<Expiry>() <= ALIGN);
+// An Arc after the header and an expiry stays aligned in a block that is.
+const _: () =
+    assert!(HEADER_BYTES.is_multiple_of(ARC_ALIGN) && EXPIRY_BYTES.is_multiple_of(ARC_ALIGN));
 
 const TOMBSTONE: u64 = 1 << 53;
 const EXPIRING: u64 = 1 << 54;
@@ -242,10 +246,13 @@ impl Shape {
 
     #[inline]
     fn size(self) -> usize {
-        let inline_len = if self.shared { 0 } else { self.value_len };
-        self.key_offset()
-            .saturating_add(self.key_len)
-            .saturating_add(inline_len)
+        let key_end = self.key_offset().saturating_add(self.key_len);
+        if self.shared {
+            // Which makes the pool give a block that is aligned for the Arc.
+            key_end.next_multiple_of(ARC_ALIGN)
+        } else {
+            key_end.saturating_add(self.value_len)
+        }
     }
 }
 
@@ -283,8 +290,8 @@ impl ItemBox {
             shared: flag == SHARED,
         };
         let block = take_block(pool, shape);
-        // SAFETY: the block is ours alone, ALIGN-aligned, and its size was computed from
-        // `shape`: the header, then an expiry and an Arc exactly when the shape has
+        // SAFETY: the block is ours alone, aligned to ALIGN and, when the value is shared, to
+        // ARC_ALIGN, and its size was computed from `shape`: the header, then an expiry and an Arc exactly when the shape has
         // them, then key_len bytes, then value_len bytes unless the value is shared.
         // Source slices are borrowed from elsewhere, so nothing overlaps.
         unsafe {
@@ -395,7 +402,7 @@ impl ItemBox {
         let shape = self.shape();
         let block = self.0.as_ptr().cast::<u8>();
         // SAFETY: as in `key`: the header says what `new` wrote and where. A shared
-        // value's Arc is alive until `drop` and its offset is a multiple of ALIGN.
+        // value's Arc is alive until `free` and stands where it is aligned.
         unsafe {
             if shape.shared {
                 ValueView::Shared(&*block.add(shape.shared_offset()).cast::<Arc<[u8]>>())
@@ -484,8 +491,9 @@ impl ItemBox {
 
     #[inline]
     pub(super) fn set_state(&mut self, state: u8) {
-        let word = &mut self.header_mut().version_and_state;
-        *word = (*word & !STATE_MASK) | u64::from(state) << STATE_SHIFT;
+        let header = self.header_mut();
+        let word = header.version_and_state & !STATE_MASK;
+        header.version_and_state = word | u64::from(state) << STATE_SHIFT;
     }
 
     #[inline]
@@ -610,7 +618,7 @@ fn take_block(pool: &mut Pool, shape: Shape) -> NonNull<u8> {
 }
 
 fn layout_of(shape: Shape) -> Layout {
-    match Layout::from_size_align(shape.size(), ALIGN) {
+    match Layout::from_size_align(shape.size(), ARC_ALIGN) {
         Ok(layout) => layout,
         // Lengths have 32 bits together: always a layout on 64 bit.
         Err(_) => unreachable!("an item of {} bytes", shape.size()),

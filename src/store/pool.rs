@@ -1,7 +1,7 @@
 //! Blocks for small items: pages of one size each, from the system itself.
 //!
 //! malloc adds 8 bytes to a block and rounds to 16, 15 bytes on an item of a hundred.
-//! Here a block takes what was asked for, rounded to 8 (to 16 above 256 bytes), and
+//! Here a block takes what was asked for, rounded to 4 (to 16 above 256 bytes), and
 //! nothing beside it. Items above [`BLOCK_BYTES_MAX`] are left to malloc.
 //!
 //! ```text
@@ -22,9 +22,10 @@
 //!   to other pages, at most one page of them at a time. The shard does so when it needs
 //!   room, and without need when a quarter of a size's blocks lie unused.
 //!
-//! The first word of a page is its number, by which a block is found to belong to it.
-//! All of its other state is in [`Page`], outside, but the chain of free blocks, which
-//! runs through their first two bytes.
+//! A region begins with its number, in a page that has no blocks, and is aligned to its
+//! size: so a block's address tells its page, and that first line of each region is one the
+//! processor has at hand. What is known of pages is outside of them, in [`Page`], but for
+//! the chain of free blocks, which runs through their first two bytes.
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::mem::size_of;
@@ -34,19 +35,23 @@ use super::memory::malloc_charge;
 
 /// The largest block; what is larger comes from malloc.
 pub(super) const BLOCK_BYTES_MAX: usize = 512;
-/// Up to here sizes go in steps of 8, above in steps of 16.
+/// What every block is aligned to. One of a size that is a multiple of 8 is aligned to 8.
+pub(super) const BLOCK_ALIGN: usize = FINE_STEP;
+/// Up to here sizes go in steps of 4, above in steps of 16.
 const FINE_BYTES_MAX: usize = 256;
-const FINE_STEP: usize = 8;
+const FINE_STEP: usize = 4;
 const COARSE_STEP: usize = 16;
 const FINE_SIZES: usize = FINE_BYTES_MAX / FINE_STEP;
 const SIZES: usize = FINE_SIZES + (BLOCK_BYTES_MAX - FINE_BYTES_MAX) / COARSE_STEP + 1;
 
 /// Pages are aligned to their size.
 const PAGE_BYTES: usize = 16 * 1024;
-/// What a page's number takes at its start.
+/// Where blocks begin, so that no block is at 0, which stands for none.
 const PAGE_HEAD_BYTES: usize = 8;
 const REGION_PAGES: usize = 256;
 const REGION_BYTES: usize = REGION_PAGES * PAGE_BYTES;
+/// What of a region's first page is in memory.
+const REGION_HEAD_BYTES: usize = 4096;
 /// How many empty pages are kept in memory.
 const SPARE_PAGES_MAX: usize = 8;
 /// What is kept of them.
@@ -59,8 +64,11 @@ const CANDIDATES_MAX: usize = 16;
 
 const NONE: u32 = u32::MAX;
 
-// A set of sizes fits a word, and an offset in a page 16 bits.
-const _: () = assert!(SIZES <= u64::BITS as usize && PAGE_BYTES <= u16::MAX as usize);
+/// A set of sizes.
+type Sizes = u128;
+
+// A set has room for all of them, and an offset in a page fits 16 bits.
+const _: () = assert!(SIZES <= Sizes::BITS as usize && PAGE_BYTES <= u16::MAX as usize);
 
 /// What a block for `bytes` takes, if the pool has such blocks.
 #[inline]
@@ -110,7 +118,8 @@ impl Size {
     }
 }
 
-const REGION_CHARGE: usize = malloc_charge(REGION_PAGES * size_of::<Page>());
+/// What the start of a region takes, and what is known of its pages.
+const REGION_CHARGE: usize = REGION_HEAD_BYTES + malloc_charge(REGION_PAGES * size_of::<Page>());
 
 /// What is known of a page. Pages are chained: those of a size with room, those that
 /// are spare, those that are idle.
@@ -149,9 +158,9 @@ pub(super) struct Pool {
     regions: Vec<Region>,
     sizes: [Pages; SIZES],
     /// The sizes of which a page can be evacuated.
-    sparse: u64,
+    sparse: Sizes,
     /// Those of them of which one should be.
-    wasteful: u64,
+    wasteful: Sizes,
     idle: u32,
     spare: u32,
     spare_count: usize,
@@ -181,7 +190,7 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// A block of `bytes` bytes, aligned to 8; they are at most [`BLOCK_BYTES_MAX`].
+    /// A block of `bytes` bytes, aligned to [`BLOCK_ALIGN`]; they are at most [`BLOCK_BYTES_MAX`].
     pub(super) fn take(&mut self, bytes: usize) -> NonNull<u8> {
         self.take_of(Size::of(bytes))
     }
@@ -203,7 +212,7 @@ impl Pool {
         // SAFETY: `offset` is that of a block of this page, which is in memory.
         let block = unsafe { base.add(offset) };
         if page.free != 0 {
-            // SAFETY: a free block begins with the offset of the next; it is aligned to 8
+            // SAFETY: a free block begins with the offset of the next; it is aligned to 4
             // and nobody else's.
             page.free = unsafe { block.cast::<u16>().read() };
         }
@@ -227,13 +236,13 @@ impl Pool {
     /// and is not used any more.
     pub(super) unsafe fn give(&mut self, block: NonNull<u8>, bytes: usize) {
         let size = Size::of(bytes);
-        let offset = block.addr().get() % PAGE_BYTES;
-        // SAFETY: a block lies in a page of a region, `offset` bytes from the page's start.
-        let base = unsafe { block.sub(offset) };
-        // SAFETY: a page that has blocks begins with its number.
-        let at = unsafe { base.cast::<u32>().read() };
+        let within = block.addr().get() % REGION_BYTES;
+        // SAFETY: a block lies in a region, so many bytes from its start, which is its number.
+        let region = unsafe { block.sub(within).cast::<u32>().read() };
+        let at = region * REGION_PAGES as u32 + (within / PAGE_BYTES) as u32;
+        let offset = within % PAGE_BYTES;
         let page = self.page_mut(at);
-        // SAFETY: the block is not in use any more, has 8 bytes at least and is aligned to 8.
+        // SAFETY: the block is not in use any more, has 4 bytes at least and is aligned to 4.
         unsafe { block.cast::<u16>().write(page.free) };
         page.free = offset as u16;
         let was_full = usize::from(page.used) == size.blocks();
@@ -372,8 +381,6 @@ impl Pool {
             self.idle = self.unchain(at, at);
             at
         };
-        // SAFETY: the page is ours, aligned, and nothing is in it.
-        unsafe { self.base(at).cast::<u32>().write(at) };
         let page = self.page_mut(at);
         page.size = size;
         page.untouched = PAGE_HEAD_BYTES as u16;
@@ -405,9 +412,13 @@ impl Pool {
     }
 
     fn add_region(&mut self) {
-        let first = (self.regions.len() * REGION_PAGES) as u32;
-        self.regions.push(Region::new());
-        for at in (first..first + REGION_PAGES as u32).rev() {
+        let number = self.regions.len() as u32;
+        let region = Region::new();
+        // SAFETY: a region is aligned, and nothing else is written to its first page.
+        unsafe { region.start.cast::<u32>().write(number) };
+        self.regions.push(region);
+        let first = number * REGION_PAGES as u32;
+        for at in (first + 1..first + REGION_PAGES as u32).rev() {
             self.idle = self.chain(self.idle, at);
         }
     }
@@ -418,7 +429,7 @@ impl Pool {
         let pages = &self.sizes[size.index()];
         let (free, blocks) = (pages.blocks_free as usize, size.blocks());
         let bit = 1 << size.0;
-        let mark = |set: u64, is: bool| if is { set | bit } else { set & !bit };
+        let mark = |set: Sizes, is: bool| if is { set | bit } else { set & !bit };
         self.sparse = mark(self.sparse, free >= blocks);
         let all = pages.count as usize * blocks;
         self.wasteful = mark(self.wasteful, free >= blocks + all / WASTE_SHARE);
@@ -474,22 +485,20 @@ pub(super) struct Evacuation {
 }
 
 #[inline]
-fn first_of(sizes: u64) -> Option<Size> {
+fn first_of(sizes: Sizes) -> Option<Size> {
     (sizes != 0).then(|| Size(sizes.trailing_zeros() as u8))
 }
 
-/// Address space of the pool's own, aligned to [`PAGE_BYTES`].
+/// Address space of the pool's own, aligned to its size.
 struct Region {
     start: NonNull<u8>,
     pages: Box<[Page; REGION_PAGES]>,
-    #[cfg(not(miri))]
-    mapping: NonNull<std::ffi::c_void>,
 }
 
 // SAFETY: memory that belongs to nobody else.
 unsafe impl Send for Region {}
 
-const REGION: Layout = match Layout::from_size_align(REGION_BYTES, PAGE_BYTES) {
+const REGION: Layout = match Layout::from_size_align(REGION_BYTES, REGION_BYTES) {
     Ok(layout) => layout,
     Err(_) => panic!("no layout"),
 };
@@ -500,7 +509,7 @@ mod system {
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
     /// More than the region, so that an aligned one is within.
-    const MAPPING_BYTES: usize = REGION_BYTES + PAGE_BYTES;
+    const MAPPING_BYTES: usize = 2 * REGION_BYTES;
 
     impl Region {
         pub(super) fn new() -> Self {
@@ -512,12 +521,19 @@ mod system {
             let Some(mapping) = mapped.ok().and_then(NonNull::new) else {
                 handle_alloc_error(REGION)
             };
-            let skipped = mapping.cast::<u8>().align_offset(PAGE_BYTES);
+            let before = mapping.cast::<u8>().align_offset(REGION_BYTES);
+            // SAFETY: less than a region, and the mapping has room for two. What lies before
+            // and behind the aligned one is unmapped, and used by nobody.
+            let start = unsafe {
+                let start = mapping.cast::<u8>().add(before);
+                let _ = munmap(mapping.as_ptr(), before);
+                let behind = start.add(REGION_BYTES).cast().as_ptr();
+                let _ = munmap(behind, MAPPING_BYTES - REGION_BYTES - before);
+                start
+            };
             Self {
-                // SAFETY: less than a page, of which the mapping has one more than the region.
-                start: unsafe { mapping.cast::<u8>().add(skipped) },
+                start,
                 pages: Box::new([NEW_PAGE; REGION_PAGES]),
-                mapping,
             }
         }
     }
@@ -525,7 +541,7 @@ mod system {
     impl Drop for Region {
         fn drop(&mut self) {
             // SAFETY: the mapping is this region's, and with the pool all of its blocks end.
-            let _ = unsafe { munmap(self.mapping.as_ptr(), MAPPING_BYTES) };
+            let _ = unsafe { munmap(self.start.as_ptr().cast(), REGION_BYTES) };
         }
     }
 
@@ -580,7 +596,12 @@ mod tests {
     impl Held {
         fn new(pool: &mut Pool, bytes: usize, pattern: u8) -> Self {
             let block = pool.take(bytes);
-            assert_eq!(block.addr().get() % FINE_STEP, 0);
+            let align = if bytes.is_multiple_of(8) {
+                8
+            } else {
+                BLOCK_ALIGN
+            };
+            assert_eq!(block.addr().get() % align, 0);
             // SAFETY: the block has so many bytes and is ours.
             unsafe { block.write_bytes(pattern, bytes) };
             Self {

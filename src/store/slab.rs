@@ -338,7 +338,7 @@ pub(super) mod tests {
             assert_eq!(slab.chunk_count, 1);
         }
         let vectors = 3 * malloc_charge(64 + 16 * ITEMS as usize / CHUNK_SLOTS);
-        let pool = SPARE_BYTES_MAX + ITEMS as usize / 8;
+        let pool = SPARE_BYTES_MAX + (16 << 10);
         assert!(slab.bytes() <= CHUNK_CHARGE + vectors + pool);
     }
 
