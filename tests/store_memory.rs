@@ -268,11 +268,11 @@ fn values_of_another_size_push_out_no_more_than_they_need() {
         for len in [60, 200, 20, 300] {
             for n in 0..KEYS {
                 at += 1;
-                let key = (n * 7919 % KEYS | (len as u64) << 32).to_le_bytes();
+                let key = (n * 7919 % KEYS + ((len as u64) << 32)).to_le_bytes();
                 let content = value(&BLOCK[..len]);
                 shard.apply(write(&key, at, 1, content), NOW).unwrap();
                 // Some are used, so that eviction does not go by age alone.
-                let used = (n * n % KEYS | (len as u64) << 32).to_le_bytes();
+                let used = (n * n % KEYS + ((len as u64) << 32)).to_le_bytes();
                 shard.get(KeyHash::of(&used), &used, NOW);
                 assert!(shard.bytes() <= 3 << 19);
             }
@@ -286,7 +286,7 @@ fn values_of_another_size_push_out_no_more_than_they_need() {
             println!("{eviction}, {len}: {overhead} for {} items", shard.len());
             assert!(shard.is_full() && overhead < 50 * shard.len() + (256 << 10));
             for n in 0..KEYS {
-                let key = (n | (len as u64) << 32).to_le_bytes();
+                let key = (n + ((len as u64) << 32)).to_le_bytes();
                 if let Some(item) = shard.peek(KeyHash::of(&key), &key, NOW) {
                     assert_eq!((item.key, item.value.bytes()), (&key[..], &BLOCK[..len]));
                 }

@@ -55,6 +55,8 @@ const CHURN_KEYS: usize = 3_000_000;
 const DELETE_SHARE: usize = 10;
 /// Bytes of requests sent before their answers are awaited.
 const BATCH_BYTES: usize = 128 << 10;
+/// What is handed on to the node of the churn.
+const ALLOCATOR_VARIABLES: [&str; 2] = ["GLIBC_TUNABLES", "LD_PRELOAD"];
 /// How often the process is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -238,7 +240,12 @@ fn churn(seconds: u64) -> io::Result<bool> {
         .env("HYPERCACHE_DIST_ADDR", "127.0.0.1:0")
         .env("HYPERCACHE_CORES", "1")
         .env("HYPERCACHE_CAPACITY", "0")
-        .env(setting.0, setting.1);
+        .env(setting.0, setting.1)
+        // To try other settings of malloc, or another malloc.
+        .envs(
+            std::env::vars_os()
+                .filter(|(name, _)| ALLOCATOR_VARIABLES.iter().any(|ours| name == ours)),
+        );
     match &container {
         Some(_) => println!(
             "\nchurn for {seconds} s in a container of {} MiB",
