@@ -20,7 +20,6 @@
 //! and no method changes them. And **an item does not outlive the pool of its slab**:
 //! only the slab makes items, moves their blocks and ends them.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
@@ -28,8 +27,8 @@ use std::slice;
 use std::sync::Arc;
 
 use super::digest::Digest;
-use super::memory::{malloc_charge, shared_charge};
-use super::pool::{BLOCK_ALIGN, Pool, block_bytes};
+use super::memory::shared_charge;
+use super::pool::{BLOCK_ALIGN, BLOCK_BYTES_MAX, Pool, block_bytes};
 use super::write::{KEY_BYTES_MAX, SHARED_VALUE_BYTES};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
@@ -206,7 +205,12 @@ const KEY_LEN_SHIFT: u32 = 21;
 const KEY_LEN_MAX: usize = (1 << (u32::BITS - KEY_LEN_SHIFT)) - 1;
 const INLINE_LEN_MAX: usize = (1 << KEY_LEN_SHIFT) - 1;
 
-const _: () = assert!(KEY_BYTES_MAX <= KEY_LEN_MAX && SHARED_VALUE_BYTES <= INLINE_LEN_MAX);
+const _: () = assert!(KEY_BYTES_MAX <= KEY_LEN_MAX && BLOCK_BYTES_MAX <= INLINE_LEN_MAX);
+
+/// The largest item that a shard makes; a shared value takes less in it than a long one.
+const ITEM_BYTES_MAX: usize = HEADER_BYTES + EXPIRY_BYTES + KEY_BYTES_MAX + SHARED_VALUE_BYTES;
+
+const _: () = assert!(ITEM_BYTES_MAX <= BLOCK_BYTES_MAX);
 
 /// The bits of a hash by which replicas name a key.
 const HASH_MASK: u64 = !0xFFFF;
@@ -229,9 +233,7 @@ impl Shape {
         } else {
             0
         };
-        let size = self.size();
-        let block = block_bytes(size).unwrap_or_else(|| malloc_charge(size));
-        block.saturating_add(shared)
+        block_bytes(self.size()).saturating_add(shared)
     }
 
     #[inline]
@@ -265,11 +267,11 @@ pub(super) struct ItemBox(NonNull<Header>);
 unsafe impl Send for ItemBox {}
 
 impl ItemBox {
-    /// Makes an item, linked to nothing, in a block of `pool` or, if large, of malloc.
+    /// Makes an item, linked to nothing, in a block of `pool`.
     ///
     /// # Panics
-    /// When the key is longer than [`KEY_LEN_MAX`] or a value kept beside it than
-    /// [`INLINE_LEN_MAX`], and only then; the shard refuses and shares long before.
+    /// When the key is longer than [`KEY_LEN_MAX`] or no block holds it and the value beside
+    /// it, and only then; the shard refuses longer keys and shares longer values.
     pub(super) fn new(pool: &mut Pool, new: NewItem<'_>) -> Self {
         let (flag, value_len) = match &new.body {
             Body::Tombstone => (TOMBSTONE, 0),
@@ -281,15 +283,15 @@ impl ItemBox {
         } else {
             0
         };
-        let inline_len = if flag == SHARED { 0 } else { value_len };
-        assert!(new.key.len() <= KEY_LEN_MAX && inline_len <= INLINE_LEN_MAX);
         let shape = Shape {
             key_len: new.key.len(),
             value_len,
             expiring: new.expires_at.is_some(),
             shared: flag == SHARED,
         };
-        let block = take_block(pool, shape);
+        assert!(shape.key_len <= KEY_LEN_MAX && shape.size() <= BLOCK_BYTES_MAX);
+        let inline_len = if shape.shared { 0 } else { value_len as u32 };
+        let block = pool.take(shape.size());
         // SAFETY: the block is ours alone, aligned to ALIGN and, when the value is shared, to
         // ARC_ALIGN, and its size was computed from `shape`: the header, then an expiry and an Arc exactly when the shape has
         // them, then key_len bytes, then value_len bytes unless the value is shared.
@@ -298,7 +300,7 @@ impl ItemBox {
             block.cast::<Header>().write(Header {
                 version_and_state: new.version.get() | flag | expiring,
                 origin: new.origin.0,
-                lens: (shape.key_len as u32) << KEY_LEN_SHIFT | inline_len as u32,
+                lens: (shape.key_len as u32) << KEY_LEN_SHIFT | inline_len,
                 prev: ItemId::NONE,
                 next: ItemId::NONE,
             });
@@ -349,9 +351,9 @@ impl ItemBox {
     pub(super) fn free(self, pool: &mut Pool) {
         let shape = self.shape();
         let block = self.0.cast::<u8>();
-        // SAFETY: the block was taken in `new` for this very shape, from this pool if it is
-        // of a pool, and an item ends once; its Arc, if it has one, was written there and
-        // never moved out.
+        // SAFETY: the block was taken in `new` for this very shape, or one like it when the item
+        // moved, from this pool, and an item ends once; its Arc, if it has one, was written
+        // there and never moved out.
         unsafe {
             if shape.shared {
                 block
@@ -359,10 +361,7 @@ impl ItemBox {
                     .cast::<Arc<[u8]>>()
                     .drop_in_place();
             }
-            match block_bytes(shape.size()) {
-                Some(_) => pool.give(block, shape.size()),
-                None => dealloc(block.as_ptr(), layout_of(shape)),
-            }
+            pool.give(block, shape.size());
         }
     }
 
@@ -607,24 +606,6 @@ impl ItemBox {
     }
 }
 
-fn take_block(pool: &mut Pool, shape: Shape) -> NonNull<u8> {
-    if block_bytes(shape.size()).is_some() {
-        return pool.take(shape.size());
-    }
-    let layout = layout_of(shape);
-    // SAFETY: the layout is larger than any block of a pool, so it has a size.
-    let block = unsafe { alloc(layout) };
-    NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
-}
-
-fn layout_of(shape: Shape) -> Layout {
-    match Layout::from_size_align(shape.size(), ARC_ALIGN) {
-        Ok(layout) => layout,
-        // Lengths have 32 bits together: always a layout on 64 bit.
-        Err(_) => unreachable!("an item of {} bytes", shape.size()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -744,12 +725,12 @@ mod tests {
 
     #[test]
     #[should_panic]
-    fn a_value_that_does_not_fit_its_length_field_is_never_stored() {
+    fn a_value_that_fits_no_block_is_never_stored_beside_its_key() {
         item(
             &mut Pool::default(),
             b"key",
             None,
-            Body::Inline(&vec![0; INLINE_LEN_MAX + 1]),
+            Body::Inline(&vec![0; BLOCK_BYTES_MAX]),
         );
     }
 

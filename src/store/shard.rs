@@ -50,7 +50,8 @@ use crate::mutation::{Mutation, planted};
 /// may lie unused in chunks.
 const ITEMS_LIMIT: usize = (ItemId::LIMIT / 2) as usize - CHUNK_SLOTS;
 
-/// Fixed structures may take one part in this many of a shard.
+/// Fixed structures may take one part in this many of a shard, and as much what a single item
+/// takes beyond its charge.
 const FIXED_SHARE: usize = 4;
 /// An item may take one part in this many of a shard.
 const ITEM_SHARE: usize = 2;
@@ -183,7 +184,7 @@ impl Shard {
             lent: Vec::new(),
             lent_bytes: 0,
         };
-        let bytes_min = FIXED_SHARE * (shard.bytes() + Slab::bytes_min());
+        let bytes_min = FIXED_SHARE * shard.bytes().max(Slab::bytes_min());
         if config.bytes_max < bytes_min {
             return Err(ShardTooSmall {
                 bytes_max: config.bytes_max,
