@@ -347,21 +347,18 @@ impl ItemBox {
         self.0.cast() == block
     }
 
-    /// Ends the item; `pool` is the one it was made with.
-    pub(super) fn free(self, pool: &mut Pool) {
+    /// Ends the item; `pool` is the one it was made with. Returns its value if it was shared.
+    pub(super) fn free(self, pool: &mut Pool) -> Option<Arc<[u8]>> {
         let shape = self.shape();
         let block = self.0.cast::<u8>();
         // SAFETY: the block was taken in `new` for this very shape, or one like it when the item
         // moved, from this pool, and an item ends once; its Arc, if it has one, was written
-        // there and never moved out.
+        // there and is moved out only here.
         unsafe {
-            if shape.shared {
-                block
-                    .add(shape.shared_offset())
-                    .cast::<Arc<[u8]>>()
-                    .drop_in_place();
-            }
+            let shared = block.add(shape.shared_offset()).cast::<Arc<[u8]>>();
+            let shared = shape.shared.then(|| shared.read());
             pool.give(block, shape.size());
+            shared
         }
     }
 
@@ -373,14 +370,6 @@ impl ItemBox {
             shape.value_len = shared.len();
         }
         shape.charge()
-    }
-
-    /// The value, if others have a share of it too.
-    pub(super) fn lent(&self) -> Option<Arc<[u8]>> {
-        match self.value() {
-            ValueView::Shared(shared) if Arc::strong_count(shared) > 1 => Some(Arc::clone(shared)),
-            _ => None,
-        }
     }
 
     /// The key.

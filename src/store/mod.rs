@@ -37,6 +37,7 @@ mod memory;
 mod partition;
 mod pool;
 mod shard;
+mod shared;
 mod slab;
 mod table;
 mod write;

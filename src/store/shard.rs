@@ -37,9 +37,10 @@ use std::sync::Arc;
 use super::digest::Digest;
 use super::eviction::{EvictionPolicy, Evictor, Policy};
 use super::expiry::{Step, Wheel};
-use super::item::{ItemBox, ItemId, ItemView, Resident, StoredItem};
+use super::item::{ItemBox, ItemId, ItemView, Resident, StoredItem, ValueView};
 use super::list::List;
 use super::partition::Partitions;
+use super::shared::Ended;
 use super::slab::{CHUNK_SLOTS, Slab};
 use super::write::{Applied, Content, KEY_BYTES_MAX, TooLarge, Write};
 use crate::clock::{UnixMs, Version};
@@ -151,6 +152,7 @@ pub struct Shard {
     /// Values that are gone from here while readers still had a share of them.
     lent: Vec<Arc<[u8]>>,
     lent_bytes: usize,
+    ended: Ended,
 }
 
 impl Shard {
@@ -183,6 +185,7 @@ impl Shard {
             clearing: None,
             lent: Vec::new(),
             lent_bytes: 0,
+            ended: Ended::new(config.bytes_max),
         };
         let bytes_min = FIXED_SHARE * shard.bytes().max(Slab::bytes_min());
         if config.bytes_max < bytes_min {
@@ -258,6 +261,9 @@ impl Shard {
         let hash = write.hash;
         debug_assert_eq!(hash, KeyHash::of(write.key), "the hash of another key");
         let item = write.into_item(&mut self.slab);
+        if let ValueView::Shared(value) = item.value() {
+            self.ended.made(value.len());
+        }
         self.item_bytes += item.charge();
         match found {
             Some(id) => self.replace(id, hash, item, now),
@@ -577,11 +583,13 @@ impl Shard {
 
     /// Ends an item; a value that readers still have a share of is remembered.
     fn let_go(&mut self, item: ItemBox) {
-        if let Some(value) = item.lent() {
+        let Some(value) = self.slab.free(item) else {
+            return;
+        };
+        if let Err(value) = self.ended.end(value) {
             self.lent_bytes += value.len();
             self.lent.push(value);
         }
-        self.slab.free(item);
     }
 
     /// Bytes of values that are gone from here while readers had a share of them, as of
@@ -592,7 +600,9 @@ impl Shard {
 
     /// Forgets the values that readers are done with.
     pub fn collect_lent(&mut self) {
-        self.lent.retain(|value| Arc::strong_count(value) > 1);
+        let lent = std::mem::take(&mut self.lent);
+        let ended = lent.into_iter().map(|value| self.ended.end(value));
+        self.lent = ended.filter_map(Result::err).collect();
         self.lent_bytes = self.lent.iter().map(|value| value.len()).sum();
         if self.lent.is_empty() {
             self.lent = Vec::new();

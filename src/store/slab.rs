@@ -13,6 +13,7 @@
 use std::mem::size_of;
 use std::ops::{Index, IndexMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use super::item::{ItemBox, ItemId, NewItem};
 use super::memory::malloc_charge;
@@ -53,9 +54,9 @@ impl Slab {
         ItemBox::new(&mut self.pool, new)
     }
 
-    /// Ends an item that was moved out, or never in.
-    pub(super) fn free(&mut self, item: ItemBox) {
-        item.free(&mut self.pool);
+    /// Ends an item that was moved out, or never in. Returns its value if it was shared.
+    pub(super) fn free(&mut self, item: ItemBox) -> Option<Arc<[u8]>> {
+        item.free(&mut self.pool)
     }
 
     /// Moves `item` in and names it.
