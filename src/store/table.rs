@@ -1,13 +1,15 @@
 //! One hash table of ids.
 //!
 //! The table stores 4 bytes per slot, a byte of hashbrown's tags beside them, and
-//! hashes an item's key again when it grows. It stays small (see `partition.rs`), so
-//! growing it is short. When fewer than an eighth of
-//! its places are used it shrinks; when empty it holds no memory at all.
+//! hashes each item's key again when it grows, having fetched the keys before. It stays
+//! small (see `partition.rs`), so growing it is short. When fewer than an eighth of its
+//! places are used it shrinks; when empty it holds no memory at all.
 //!
 //! hashbrown takes the position from the low bits of a hash and its tag from the
 //! top 7. The top 12 bits are equal within a partition and would make every tag the
 //! same, so [`spread`] moves varying bits there.
+
+use std::hint::black_box;
 
 use hashbrown::HashTable;
 
@@ -44,7 +46,18 @@ impl Table {
     /// Adds an item whose key, of this hash, is not here yet.
     pub(super) fn insert(&mut self, slab: &Slab, hash: KeyHash, id: ItemId) {
         let hasher = |&id: &u32| spread(slab[ItemId(id)].hash());
+        if self.ids.len() == self.ids.capacity() {
+            self.fetch_keys(slab);
+        }
         self.ids.insert_unique(spread(hash), id.0, hasher);
+    }
+
+    /// Reads of each item what hashing its key will read. The processor waits for many of
+    /// these reads at once; while it hashes it waits for one or two.
+    #[cold]
+    fn fetch_keys(&self, slab: &Slab) {
+        let last = |&id: &u32| slab[ItemId(id)].key().last().copied().unwrap_or(0);
+        black_box(self.ids.iter().map(last).fold(0, u8::wrapping_add));
     }
 
     /// Takes out an item that is here, and shrinks if few are left.
