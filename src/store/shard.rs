@@ -627,6 +627,46 @@ mod tests {
     use super::*;
     use crate::clock::{Origin, Version};
 
+    #[test]
+    #[cfg_attr(miri, ignore = "slow")]
+    fn large_values_that_give_way_to_small_ones_give_their_memory_back() {
+        const BYTES_MAX: usize = 4 << 20;
+        let mut shard = Shard::new(ShardConfig {
+            cores: CoreCount::ONE,
+            core: CoreId::new(0),
+            items_max: 0,
+            bytes_max: BYTES_MAX,
+            value_bytes_max: 1 << 18,
+            tombstones_max: 4,
+            eviction: EvictionPolicy::Sieve,
+        })
+        .unwrap();
+        let mut version = 0_u64;
+        let mut put = |shard: &mut Shard, value: &[u8]| {
+            version += 1;
+            let key = version.to_le_bytes();
+            let write = Write {
+                hash: KeyHash::of(&key),
+                key: &key,
+                version: Version::new(version).unwrap(),
+                origin: Origin(1),
+                content: Content::Value {
+                    value: ValueIn::Bytes(value),
+                    expires_at: None,
+                },
+            };
+            assert_eq!(shard.apply(write, UnixMs(0)), Ok(Applied::Stored));
+        };
+        let large = vec![7; 2 * SHARED_VALUE_BYTES];
+        let count = if cfg!(miri) { 150 } else { 1_000 };
+        (0..count).for_each(|_| put(&mut shard, &large));
+        assert_eq!(shard.ended.emptied_bytes(), 0, "large ones use it again");
+        while shard.stats.evicted_items < count {
+            put(&mut shard, b"small");
+        }
+        assert!(shard.ended.emptied_bytes() > BYTES_MAX / 2);
+    }
+
     /// Small enough for Miri, and through every state an item can be in.
     #[test]
     fn a_short_busy_life_under_every_policy() {

@@ -50,6 +50,11 @@ impl Ended {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn emptied_bytes(&self) -> usize {
+        self.emptied_bytes
+    }
+
     /// Ends a value; given back as it was if somebody else has a share of it.
     pub(super) fn end(&mut self, mut value: Arc<[u8]>) -> Result<(), Arc<[u8]>> {
         let Some(bytes) = Arc::get_mut(&mut value) else {
