@@ -182,24 +182,55 @@ impl Size {
 
     #[inline]
     fn bytes(self) -> usize {
-        match self.index() {
-            fine @ ..=FINE_SIZES => fine * FINE_STEP,
-            coarse @ ..SMALL_SIZES => FINE_BYTES_MAX + (coarse - FINE_SIZES) * COARSE_STEP,
-            _ => blocks_bytes(self.blocks()),
-        }
+        MEASURES[self.index()].bytes as usize
     }
 
     /// How many blocks a page of this size has.
     #[inline]
     fn blocks(self) -> usize {
-        match self.index().checked_sub(SMALL_SIZES) {
-            None => (Kind::Small.page_bytes() - PAGE_HEAD_BYTES) / self.bytes(),
-            Some(large) => {
-                let number = large + LARGE_BLOCKS_MIN;
-                let dropped = (number / 8).saturating_sub(1);
-                (number - 8 * dropped) << dropped
-            }
-        }
+        usize::from(MEASURES[self.index()].blocks)
+    }
+}
+
+/// What blocks of a size take, and how many of them a page has.
+#[derive(Clone, Copy)]
+struct Measure {
+    bytes: u32,
+    blocks: u16,
+}
+
+/// By the index of the size. That of 0 is not used.
+static MEASURES: [Measure; SIZES] = {
+    let nothing = Measure {
+        bytes: 0,
+        blocks: 0,
+    };
+    let mut measures = [nothing; SIZES];
+    let mut index = 1;
+    while index < SIZES {
+        measures[index] = measure(index);
+        index += 1;
+    }
+    measures
+};
+
+const fn measure(index: usize) -> Measure {
+    let (bytes, blocks) = if index < SMALL_SIZES {
+        let bytes = if index <= FINE_SIZES {
+            index * FINE_STEP
+        } else {
+            FINE_BYTES_MAX + (index - FINE_SIZES) * COARSE_STEP
+        };
+        (bytes, (Kind::Small.page_bytes() - PAGE_HEAD_BYTES) / bytes)
+    } else {
+        let number = index - SMALL_SIZES + LARGE_BLOCKS_MIN;
+        let dropped = (number / 8).saturating_sub(1);
+        let blocks = (number - 8 * dropped) << dropped;
+        (blocks_bytes(blocks), blocks)
+    };
+    Measure {
+        bytes: bytes as u32,
+        blocks: blocks as u16,
     }
 }
 

@@ -21,6 +21,9 @@ use crate::hash::KeyHash;
 /// Tables of at most this many places are not worth shrinking, except to nothing.
 const SHRINK_PLACES_MIN: usize = 32;
 
+/// Growing a table of fewer items is short as it is.
+const FETCH_ITEMS_MIN: usize = 64;
+
 /// Ids of items, found by hash and key.
 #[derive(Default)]
 pub(super) struct Table {
@@ -46,7 +49,7 @@ impl Table {
     /// Adds an item whose key, of this hash, is not here yet.
     pub(super) fn insert(&mut self, slab: &Slab, hash: KeyHash, id: ItemId) {
         let hasher = |&id: &u32| spread(slab[ItemId(id)].hash());
-        if self.ids.len() == self.ids.capacity() {
+        if self.ids.len() == self.ids.capacity() && self.ids.len() >= FETCH_ITEMS_MIN {
             self.fetch_keys(slab);
         }
         self.ids.insert_unique(spread(hash), id.0, hasher);
