@@ -1,7 +1,8 @@
 //! How a key becomes a place: its hash, its partition, its core.
 //!
 //! The hash of a key is computed once per request (XXH3, 64 bit) and handed on
-//! from there; no later layer hashes again. The partition is the top 12 bits of
+//! from there; only the store, which does not keep it, hashes again when it moves an
+//! item in or out of a table. The partition is the top 12 bits of
 //! the hash, fixed for the life of a cluster; the core of a partition depends on
 //! how many cores this node runs and is nobody else's business.
 //!

@@ -10,7 +10,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use hypercache::clock::{UnixMs, Version};
-use hypercache::hash::KeyHash;
+use hypercache::hash::{KeyHash, PartitionId};
 use hypercache::store::{Content, EvictionPolicy, Shard, ShardConfig};
 use store_support::*;
 
@@ -70,7 +70,8 @@ fn compare(mix: &str, config: ShardConfig, fill: impl FnOnce(&mut Shard)) {
     let before = BYTES.get();
     let mut shard = Box::new(Shard::new(config).unwrap());
     fill(&mut shard);
-    let (real, believed) = (BYTES.get() - before, shard.bytes() as isize);
+    let real = BYTES.get() - before + shard.page_bytes() as isize;
+    let believed = shard.bytes() as isize;
     drop(shard);
     let left = BYTES.get() - before;
     // Printing allocates too, so it comes last.
@@ -145,7 +146,8 @@ fn memory_is_as_charged_after_churn() {
             ..roomy()
         };
         compare(eviction.name(), config, |shard| {
-            let before = BYTES.get() - shard.bytes() as isize;
+            let real = |shard: &Shard| BYTES.get() + shard.page_bytes() as isize;
+            let before = real(shard) - shard.bytes() as isize;
             for n in 0..200_000_u64 {
                 let key = (n * 7919 % 60_000).to_le_bytes();
                 let len = [0, 10, 100, 1000, 20_000][n as usize % 5 * (n as usize / 40_000) % 5];
@@ -160,7 +162,7 @@ fn memory_is_as_charged_after_churn() {
                 }
             }
             // The bound is one on real memory.
-            assert!(BYTES.get() - before <= (8 << 20) + (8 << 20) / 50);
+            assert!(real(shard) - before <= (8 << 20) + (8 << 20) / 50);
         });
     }
 }
@@ -177,7 +179,8 @@ fn memory_comes_back_when_a_grown_shard_is_emptied() {
                 shard.clear(Version::MAX);
                 while shard.clear_step(1000) {}
             }
-            assert!(shard.bytes() - empty < 20_000);
+            // A few pages are spare, and what is known of the idle ones is kept.
+            assert!(shard.bytes() - empty < 200_000);
         });
     }
 }
@@ -206,31 +209,102 @@ fn a_hit_allocates_nothing() {
     }
 }
 
-/// Header 32, slab slot 8, and a table slot that costs 5 bytes at a load between 7/16 and
-/// 7/8. All tables are of about one size, so the whole shard swings with them.
-#[test]
-fn an_item_costs_about_48_bytes_beside_key_and_value() {
-    const KEYS: u64 = 500_000;
+/// What items of these lengths take beyond key and value while a shard grows from one growth
+/// of its tables to the next: on average, and at worst.
+fn overhead(value_len: impl Fn(u64) -> usize) -> (f64, f64) {
+    const KEYS: u64 = 240_000;
     let mut shard = Shard::new(roomy()).unwrap();
     let empty = shard.bytes();
-    let mut overheads = Vec::new();
+    let (mut payload, mut overheads) = (0, Vec::new());
     for n in 1..=KEYS {
-        // Key and value of 8 + 80 bytes fill a block exactly: no rounding, malloc's 8 aside.
+        let len = value_len(n);
+        payload += 8 + len;
         shard
-            .apply(write(&n.to_le_bytes(), 1, 1, value(&BLOCK[..80])), NOW)
+            .apply(write(&n.to_le_bytes(), 1, 1, value(&BLOCK[..len])), NOW)
             .unwrap();
-        // From one growth of the tables to the next.
         if n > KEYS / 2 && n % 1000 == 0 {
-            overheads.push((shard.bytes() - empty) as f64 / n as f64 - 96.0);
+            overheads.push((shard.bytes() - empty - payload) as f64 / n as f64);
         }
     }
     let mean = overheads.iter().sum::<f64>() / overheads.len() as f64;
     let worst = overheads.iter().copied().fold(0.0, f64::max);
     println!("{mean:.1} bytes per item on average, {worst:.1} at worst");
+    (mean, worst)
+}
+
+/// Header 24, slab slot 8, a table slot that costs 5 bytes at a load between 7/16 and 7/8, and
+/// the ends of pages. All tables are of about one size, so the whole shard swings with them.
+#[test]
+fn an_item_costs_about_42_bytes_beside_key_and_value() {
+    // Key and value of 8 + 96 bytes fill a block exactly.
+    let (mean, worst) = overhead(|_| 96);
     assert!(
-        mean < 49.0 && worst < 52.0,
-        "{mean:.1} on average, {worst:.1} at worst"
+        mean < 43.0 && worst < 45.0,
+        "{mean:.1}, {worst:.1} at worst"
     );
+}
+
+#[test]
+fn an_item_of_any_small_size_costs_less_than_48_bytes_beside_key_and_value() {
+    let (mean, worst) = overhead(|n| 50 + n as usize % 100);
+    assert!(
+        mean < 46.0 && worst < 48.0,
+        "{mean:.1}, {worst:.1} at worst"
+    );
+}
+
+/// Pages of one size are worth nothing to another: what is left on them has to move.
+#[test]
+fn values_of_another_size_push_out_no_more_than_they_need() {
+    drift(3 << 19, 20_000, [60, 200, 20, 300]);
+}
+
+/// Of pages for large blocks less than one each may be unused; blocks are rounded.
+#[test]
+fn so_do_larger_values() {
+    drift(16 << 20, 8_000, [10_000, 3_000, 700, 15_000]);
+}
+
+fn drift(bytes_max: usize, keys: u64, lens: [usize; 4]) {
+    for eviction in [EvictionPolicy::Sieve, EvictionPolicy::Lfu] {
+        let mut shard = Shard::new(ShardConfig {
+            bytes_max,
+            eviction,
+            ..roomy()
+        })
+        .unwrap();
+        let (empty, mut at) = (shard.bytes(), 0);
+        for len in lens {
+            for n in 0..keys {
+                at += 1;
+                let key = (n * 7919 % keys + ((len as u64) << 32)).to_le_bytes();
+                let content = value(&BLOCK[..len]);
+                shard.apply(write(&key, at, 1, content), NOW).unwrap();
+                // Some are used, so that eviction does not go by age alone.
+                let used = (n * n % keys + ((len as u64) << 32)).to_le_bytes();
+                shard.get(KeyHash::of(&used), &used, NOW);
+                assert!(shard.bytes() <= bytes_max);
+            }
+            let mut payload = 0;
+            for partition in PartitionId::all() {
+                shard.scan(partition, NOW, |item| {
+                    payload += item.key.len() + item.value.bytes().len();
+                });
+            }
+            let overhead = shard.bytes() - empty - payload;
+            println!("{eviction}, {len}: {overhead} for {} items", shard.len());
+            let rounding = if len > 400 { payload / 8 } else { 0 };
+            let pages = if len > 400 { 512 << 10 } else { 256 << 10 };
+            assert!(overhead < 50 * shard.len() + rounding + pages);
+            assert!(shard.is_full());
+            for n in 0..keys {
+                let key = (n + ((len as u64) << 32)).to_le_bytes();
+                if let Some(item) = shard.peek(KeyHash::of(&key), &key, NOW) {
+                    assert_eq!((item.key, item.value.bytes()), (&key[..], &BLOCK[..len]));
+                }
+            }
+        }
+    }
 }
 
 #[test]

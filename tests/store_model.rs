@@ -233,8 +233,8 @@ fn run(ops: &[Op], config: &ShardConfig, exact: bool) -> Result<(), TestCaseErro
     );
     let empty = Shard::new(config.clone()).unwrap().bytes();
     prop_assert!(
-        shard.bytes() <= empty + 20_000,
-        "one chunk of the slab may stay"
+        shard.bytes() <= empty + 180_000,
+        "a chunk of the slab and a few pages may stay"
     );
     Ok(())
 }

@@ -10,7 +10,7 @@ use hypercache::clock::UnixMs;
 use hypercache::hash::{CoreCount, CoreId, KeyHash, PartitionId};
 use hypercache::store::{
     Applied, Content, Digest, EvictionPolicy, KEY_BYTES_MAX, SHARED_VALUE_BYTES, Shard,
-    ShardConfig, ShardStats, ValueIn, ValueView, Write,
+    ShardConfig, ShardStats, ValueIn, ValueView,
 };
 use store_support::*;
 
@@ -134,25 +134,6 @@ fn keys_of_any_legal_length_are_told_apart() {
     for len in 1..=KEY_BYTES_MAX {
         assert_eq!(read(&shard, &vec![0; len]), Some(&len.to_le_bytes()[..]));
     }
-}
-
-#[test]
-fn keys_with_one_hash_are_told_apart() {
-    let mut shard = Shard::new(roomy()).unwrap();
-    let keys: Vec<_> = (0..500_u32).map(u32::to_le_bytes).collect();
-    let same = |key| Write {
-        hash: KeyHash(42 << 30),
-        ..write(key, 1, 1, value(key))
-    };
-    for key in &keys {
-        shard.apply(same(key), NOW).unwrap();
-    }
-    for key in &keys {
-        let item = shard.get(KeyHash(42 << 30), key, NOW).unwrap();
-        assert_eq!(item.value.bytes(), key);
-    }
-    shard.evict(499);
-    assert_eq!(shard.len(), 1);
 }
 
 #[test]

@@ -199,7 +199,7 @@ pub fn floor_of(driver: &str, value_bytes: usize) -> io::Result<Server> {
 }
 
 /// The address in a node's line that says it serves.
-fn serving(line: &str) -> Option<String> {
+pub fn serving(line: &str) -> Option<String> {
     let event: serde_json::Value = serde_json::from_str(line).ok()?;
     (event["message"] == "serving").then(|| event["api"].as_str().map(str::to_owned))?
 }

@@ -188,7 +188,7 @@ fn digit(tick: u64, level: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::slab::tests::item;
+    use super::super::slab::tests::add;
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -211,7 +211,7 @@ mod tests {
         }
 
         fn add(&mut self, expires_at: u64, now: u64) -> ItemId {
-            let id = self.slab.insert(item(expires_at, Some(UnixMs(expires_at))));
+            let id = add(&mut self.slab, expires_at, Some(UnixMs(expires_at)));
             self.wheel.insert(&mut self.slab, id, UnixMs(now));
             id
         }

@@ -1,21 +1,25 @@
-//! One stored item: header, key and value in one allocation behind a thin pointer.
+//! One stored item: header, key and value in one block behind a thin pointer.
 //!
 //! ```text
 //!   0  version (53 bits), flags (3), eviction state (8)
-//!   8  top 48 bits of the key's hash, key length (16)
-//!  16  origin, value length
-//!  24  links of the list the item is in: previous, next
-//!  32  only if it expires: expiry, wheel links          (16 bytes)
+//!   8  origin
+//!  12  key length (11 bits), value length unless shared (21)
+//!  16  links of the list the item is in: previous, next
+//!  24  only if it expires: expiry, wheel links          (16 bytes)
 //!   …  only if the value is shared: Arc<[u8]>           (16 bytes)
 //!   …  key bytes, then the value bytes unless shared
 //! ```
 //!
+//! The hash of the key is not kept: hashing a short key again costs a few nanoseconds,
+//! less than the memory it would take on every item, and only what moves an item in or
+//! out of a table needs it; a lookup brings it along.
+//!
 //! An item never changes after it was made, except its links and its eviction
-//! state. All unsafe code of the store is in this file. It rests on one invariant:
-//! **the flags and lengths in the header describe the allocation exactly**. They
-//! are written once, in [`ItemBox::new`], and no method changes them.
+//! state. The unsafe code of this file rests on two invariants: **the flags and lengths in
+//! the header describe the block exactly**; they are written once, in [`ItemBox::new`],
+//! and no method changes them. And **an item does not outlive the pool of its slab**:
+//! only the slab makes items, moves their blocks and ends them.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
@@ -23,7 +27,9 @@ use std::slice;
 use std::sync::Arc;
 
 use super::digest::Digest;
-use super::memory::{malloc_charge, shared_charge};
+use super::memory::shared_charge;
+use super::pool::{BLOCK_ALIGN, BLOCK_BYTES_MAX, Pool, block_bytes};
+use super::write::{KEY_BYTES_MAX, SHARED_VALUE_BYTES};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
 
@@ -90,10 +96,10 @@ impl<'a> StoredItem<'a> {
         self.0.key()
     }
 
-    /// The top 48 bits of the key's hash; the low 16, which are not kept, are 0.
+    /// The top 48 bits of the key's hash; the low 16, which replicas do not compare, are 0.
     #[inline]
     pub fn kept_hash(self) -> KeyHash {
-        self.0.hash()
+        KeyHash(self.0.hash().0 & HASH_MASK)
     }
 
     /// What last writer wins compares with.
@@ -111,7 +117,7 @@ impl<'a> StoredItem<'a> {
     /// What it contributes to the digest of its partition.
     #[inline]
     pub fn digest(self) -> Digest {
-        self.0.digest()
+        self.0.digest(self.0.hash())
     }
 }
 
@@ -151,7 +157,6 @@ pub(super) enum Body<'a> {
 
 /// Everything a new item is made of.
 pub(super) struct NewItem<'a> {
-    pub(super) hash: KeyHash,
     pub(super) key: &'a [u8],
     pub(super) version: Version,
     pub(super) origin: Origin,
@@ -159,17 +164,17 @@ pub(super) struct NewItem<'a> {
     pub(super) body: Body<'a>,
 }
 
-#[repr(C)]
+// Blocks of the pool are aligned to 4 only: half of what rounding to 8 takes.
+#[repr(C, packed(4))]
 struct Header {
     version_and_state: u64,
-    hash_and_key_len: u64,
     origin: u32,
-    value_len: u32,
+    lens: u32,
     prev: ItemId,
     next: ItemId,
 }
 
-#[repr(C)]
+#[repr(C, packed(4))]
 struct Expiry {
     at: u64,
     prev: ItemId,
@@ -179,12 +184,15 @@ struct Expiry {
 const HEADER_BYTES: usize = size_of::<Header>();
 const EXPIRY_BYTES: usize = size_of::<Expiry>();
 const SHARED_BYTES: usize = size_of::<Arc<[u8]>>();
-const ALIGN: usize = 8;
+const ALIGN: usize = BLOCK_ALIGN;
+/// What a block with an Arc in it is aligned to.
+const ARC_ALIGN: usize = align_of::<Arc<[u8]>>();
 
-const _: () = assert!(HEADER_BYTES == 32 && EXPIRY_BYTES == 16 && SHARED_BYTES == 16);
-const _: () = assert!(align_of::<Header>() <= ALIGN && align_of::<Arc<[u8]>>() <= ALIGN);
-// An expiry or an Arc after the header stays aligned: both are multiples of ALIGN.
-const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN) && EXPIRY_BYTES.is_multiple_of(ALIGN));
+const _: () = assert!(HEADER_BYTES == 24 && EXPIRY_BYTES == 16 && SHARED_BYTES == 16);
+const _: () = assert!(align_of::<Header>() <= ALIGN && align_of::<Expiry>() <= ALIGN);
+// An Arc after the header and an expiry stays aligned in a block that is.
+const _: () =
+    assert!(HEADER_BYTES.is_multiple_of(ARC_ALIGN) && EXPIRY_BYTES.is_multiple_of(ARC_ALIGN));
 
 const TOMBSTONE: u64 = 1 << 53;
 const EXPIRING: u64 = 1 << 54;
@@ -192,7 +200,19 @@ const SHARED: u64 = 1 << 55;
 const STATE_SHIFT: u32 = 56;
 const STATE_MASK: u64 = 0xFF << STATE_SHIFT;
 
-/// Which bits of a hash an item keeps; the others carry the key length.
+/// In `Header::lens` the key's length stands above the value's.
+const KEY_LEN_SHIFT: u32 = 21;
+const KEY_LEN_MAX: usize = (1 << (u32::BITS - KEY_LEN_SHIFT)) - 1;
+const INLINE_LEN_MAX: usize = (1 << KEY_LEN_SHIFT) - 1;
+
+const _: () = assert!(KEY_BYTES_MAX <= KEY_LEN_MAX && BLOCK_BYTES_MAX <= INLINE_LEN_MAX);
+
+/// The largest item that a shard makes; a shared value takes less in it than a long one.
+const ITEM_BYTES_MAX: usize = HEADER_BYTES + EXPIRY_BYTES + KEY_BYTES_MAX + SHARED_VALUE_BYTES;
+
+const _: () = assert!(ITEM_BYTES_MAX <= BLOCK_BYTES_MAX);
+
+/// The bits of a hash by which replicas name a key.
 const HASH_MASK: u64 = !0xFFFF;
 
 /// What an item takes in memory, before it is made.
@@ -213,7 +233,7 @@ impl Shape {
         } else {
             0
         };
-        malloc_charge(self.size()).saturating_add(shared)
+        block_bytes(self.size()).saturating_add(shared)
     }
 
     #[inline]
@@ -228,14 +248,18 @@ impl Shape {
 
     #[inline]
     fn size(self) -> usize {
-        let inline_len = if self.shared { 0 } else { self.value_len };
-        self.key_offset()
-            .saturating_add(self.key_len)
-            .saturating_add(inline_len)
+        let key_end = self.key_offset().saturating_add(self.key_len);
+        if self.shared {
+            // Which makes the pool give a block that is aligned for the Arc.
+            key_end.next_multiple_of(ARC_ALIGN)
+        } else {
+            key_end.saturating_add(self.value_len)
+        }
     }
 }
 
-/// An owned item; 8 bytes, and `Option<ItemBox>` is no larger.
+/// An owned item; 8 bytes, and `Option<ItemBox>` is no larger. One that is dropped and not
+/// given to [`ItemBox::free`] keeps what it holds.
 pub(super) struct ItemBox(NonNull<Header>);
 
 // SAFETY: an ItemBox owns its block and the only things inside are plain words and
@@ -243,12 +267,12 @@ pub(super) struct ItemBox(NonNull<Header>);
 unsafe impl Send for ItemBox {}
 
 impl ItemBox {
-    /// Makes an item, linked to nothing.
+    /// Makes an item, linked to nothing, in a block of `pool`.
     ///
     /// # Panics
-    /// When the key is longer than `u16::MAX` or the value than `u32::MAX`, and only
-    /// then; the shard refuses both long before.
-    pub(super) fn new(new: NewItem<'_>) -> Self {
+    /// When the key is longer than [`KEY_LEN_MAX`] or no block holds it and the value beside
+    /// it, and only then; the shard refuses longer keys and shares longer values.
+    pub(super) fn new(pool: &mut Pool, new: NewItem<'_>) -> Self {
         let (flag, value_len) = match &new.body {
             Body::Tombstone => (TOMBSTONE, 0),
             Body::Inline(bytes) => (0, bytes.len()),
@@ -259,29 +283,24 @@ impl ItemBox {
         } else {
             0
         };
-        assert!(new.key.len() <= usize::from(u16::MAX) && value_len <= u32::MAX as usize);
         let shape = Shape {
             key_len: new.key.len(),
             value_len,
             expiring: new.expires_at.is_some(),
             shared: flag == SHARED,
         };
-        let layout = layout_of(shape);
-        // SAFETY: the layout has at least HEADER_BYTES bytes.
-        let block = unsafe { alloc(layout) };
-        let Some(header) = NonNull::new(block.cast::<Header>()) else {
-            handle_alloc_error(layout)
-        };
-        // SAFETY: the block is ours alone, ALIGN-aligned, and `layout` was computed from
-        // `shape`: the header, then an expiry and an Arc exactly when the shape has
+        assert!(shape.key_len <= KEY_LEN_MAX && shape.size() <= BLOCK_BYTES_MAX);
+        let inline_len = if shape.shared { 0 } else { value_len as u32 };
+        let block = pool.take(shape.size());
+        // SAFETY: the block is ours alone, aligned to ALIGN and, when the value is shared, to
+        // ARC_ALIGN, and its size was computed from `shape`: the header, then an expiry and an Arc exactly when the shape has
         // them, then key_len bytes, then value_len bytes unless the value is shared.
         // Source slices are borrowed from elsewhere, so nothing overlaps.
         unsafe {
-            header.write(Header {
+            block.cast::<Header>().write(Header {
                 version_and_state: new.version.get() | flag | expiring,
-                hash_and_key_len: (new.hash.0 & HASH_MASK) | shape.key_len as u64,
                 origin: new.origin.0,
-                value_len: value_len as u32,
+                lens: (shape.key_len as u32) << KEY_LEN_SHIFT | inline_len,
                 prev: ItemId::NONE,
                 next: ItemId::NONE,
             });
@@ -294,11 +313,12 @@ impl ItemBox {
                 block.add(HEADER_BYTES).cast::<Expiry>().write(expiry);
             }
             let key = block.add(shape.key_offset());
-            ptr::copy_nonoverlapping(new.key.as_ptr(), key, shape.key_len);
+            ptr::copy_nonoverlapping(new.key.as_ptr(), key.as_ptr(), shape.key_len);
             match new.body {
                 Body::Tombstone => {}
                 Body::Inline(bytes) => {
-                    ptr::copy_nonoverlapping(bytes.as_ptr(), key.add(shape.key_len), value_len);
+                    let value = key.add(shape.key_len).as_ptr();
+                    ptr::copy_nonoverlapping(bytes.as_ptr(), value, value_len);
                 }
                 Body::Shared(shared) => {
                     block
@@ -308,21 +328,48 @@ impl ItemBox {
                 }
             }
         }
-        Self(header)
+        Self(block.cast())
+    }
+
+    /// The item in `block`.
+    ///
+    /// # Safety
+    ///
+    /// [`ItemBox::new`] made one there, or it was copied there bit by bit, and either nobody
+    /// else uses it or nobody changes it.
+    pub(super) unsafe fn at(block: NonNull<u8>) -> Self {
+        Self(block.cast())
+    }
+
+    /// Whether it is the item in `block`.
+    #[inline]
+    pub(super) fn is_at(&self, block: NonNull<u8>) -> bool {
+        self.0.cast() == block
+    }
+
+    /// Ends the item; `pool` is the one it was made with. Returns its value if it was shared.
+    pub(super) fn free(self, pool: &mut Pool) -> Option<Arc<[u8]>> {
+        let shape = self.shape();
+        let block = self.0.cast::<u8>();
+        // SAFETY: the block was taken in `new` for this very shape, or one like it when the item
+        // moved, from this pool, and an item ends once; its Arc, if it has one, was written
+        // there and is moved out only here.
+        unsafe {
+            let shared = block.add(shape.shared_offset()).cast::<Arc<[u8]>>();
+            let shared = shape.shared.then(|| shared.read());
+            pool.give(block, shape.size());
+            shared
+        }
     }
 
     /// The bytes this item is charged for.
     #[inline]
     pub(super) fn charge(&self) -> usize {
-        self.shape().charge()
-    }
-
-    /// The value, if others have a share of it too.
-    pub(super) fn lent(&self) -> Option<Arc<[u8]>> {
-        match self.value() {
-            ValueView::Shared(shared) if Arc::strong_count(shared) > 1 => Some(Arc::clone(shared)),
-            _ => None,
+        let mut shape = self.shape();
+        if let ValueView::Shared(shared) = self.value() {
+            shape.value_len = shared.len();
         }
+        shape.charge()
     }
 
     /// The key.
@@ -343,7 +390,7 @@ impl ItemBox {
         let shape = self.shape();
         let block = self.0.as_ptr().cast::<u8>();
         // SAFETY: as in `key`: the header says what `new` wrote and where. A shared
-        // value's Arc is alive until `drop` and its offset is a multiple of ALIGN.
+        // value's Arc is alive until `free` and stands where it is aligned.
         unsafe {
             if shape.shared {
                 ValueView::Shared(&*block.add(shape.shared_offset()).cast::<Arc<[u8]>>())
@@ -378,14 +425,10 @@ impl ItemBox {
     }
 
     /// What the item contributes to its partition's digest.
+    /// The caller knows the hash of its key.
     #[inline]
-    pub(super) fn digest(&self) -> Digest {
-        Digest::of(
-            self.hash(),
-            self.version(),
-            self.origin(),
-            self.is_tombstone(),
-        )
+    pub(super) fn digest(&self, hash: KeyHash) -> Digest {
+        Digest::of(hash, self.version(), self.origin(), self.is_tombstone())
     }
 
     #[inline]
@@ -400,25 +443,16 @@ impl ItemBox {
         Origin(self.header().origin)
     }
 
-    /// The key's hash with its low 16 bits cleared.
+    /// The key's hash, computed anew.
     #[inline]
     pub(super) fn hash(&self) -> KeyHash {
-        KeyHash(self.header().hash_and_key_len & HASH_MASK)
+        KeyHash::of(self.key())
     }
 
-    /// Whether this is the item of `key`, whose hash is `hash`.
-    #[inline]
-    pub(super) fn is(&self, hash: KeyHash, key: &[u8]) -> bool {
-        // One comparison settles almost every mismatch; key lengths fit 16 bits
-        // or the comparison of the keys fails.
-        self.header().hash_and_key_len == (hash.0 & HASH_MASK) | (key.len() as u64 & !HASH_MASK)
-            && self.key() == key
-    }
-
-    /// Whether its key has this hash, as far as that is kept.
+    /// Whether its key has this hash, as far as replicas compare it.
     #[inline]
     pub(super) fn has(&self, hash: KeyHash) -> bool {
-        self.hash().0 == hash.0 & HASH_MASK
+        (self.hash().0 ^ hash.0) & HASH_MASK == 0
     }
 
     #[inline]
@@ -445,8 +479,9 @@ impl ItemBox {
 
     #[inline]
     pub(super) fn set_state(&mut self, state: u8) {
-        let word = &mut self.header_mut().version_and_state;
-        *word = (*word & !STATE_MASK) | u64::from(state) << STATE_SHIFT;
+        let header = self.header_mut();
+        let word = header.version_and_state & !STATE_MASK;
+        header.version_and_state = word | u64::from(state) << STATE_SHIFT;
     }
 
     #[inline]
@@ -547,39 +582,16 @@ impl ItemBox {
         })
     }
 
+    /// The shape of the block: of a shared value, which is not in it, the length is 0.
     #[inline]
     fn shape(&self) -> Shape {
         let header = self.header();
         Shape {
-            key_len: (header.hash_and_key_len & !HASH_MASK) as usize,
-            value_len: header.value_len as usize,
+            key_len: (header.lens >> KEY_LEN_SHIFT) as usize,
+            value_len: header.lens as usize & INLINE_LEN_MAX,
             expiring: header.version_and_state & EXPIRING != 0,
             shared: header.version_and_state & SHARED != 0,
         }
-    }
-}
-
-impl Drop for ItemBox {
-    fn drop(&mut self) {
-        let shape = self.shape();
-        let block = self.0.as_ptr().cast::<u8>();
-        // SAFETY: the block was allocated in `new` with the layout of this very shape
-        // and is dropped once; its Arc, if it has one, was written there and never
-        // moved out.
-        unsafe {
-            if shape.shared {
-                ptr::drop_in_place(block.add(shape.shared_offset()).cast::<Arc<[u8]>>());
-            }
-            dealloc(block, layout_of(shape));
-        }
-    }
-}
-
-fn layout_of(shape: Shape) -> Layout {
-    match Layout::from_size_align(shape.size(), ALIGN) {
-        Ok(layout) => layout,
-        // At most u16::MAX + u32::MAX bytes and a header: always a layout on 64 bit.
-        Err(_) => unreachable!("an item of {} bytes", shape.size()),
     }
 }
 
@@ -587,19 +599,20 @@ fn layout_of(shape: Shape) -> Layout {
 mod tests {
     use super::*;
 
-    fn item(key: &[u8], expires_at: Option<u64>, body: Body<'_>) -> ItemBox {
-        ItemBox::new(NewItem {
-            hash: KeyHash::of(key),
+    fn item(pool: &mut Pool, key: &[u8], expires_at: Option<u64>, body: Body<'_>) -> ItemBox {
+        let new = NewItem {
             key,
             version: Version::MAX,
             origin: Origin(u32::MAX),
             expires_at: expires_at.map(UnixMs),
             body,
-        })
+        };
+        ItemBox::new(pool, new)
     }
 
     #[test]
     fn an_item_gives_back_what_it_was_made_of() {
+        let mut pool = Pool::default();
         let lens = [0, 1, 7, 8, 9, 250, 1024];
         for key_len in lens {
             for value_len in lens {
@@ -608,7 +621,7 @@ mod tests {
                     let value: Vec<u8> = (0..value_len).map(|n| !n as u8).collect();
                     let shared: Arc<[u8]> = Arc::from(&value[..]);
                     for body in [Body::Inline(&value), Body::Shared(Arc::clone(&shared))] {
-                        let item = item(&key, expires_at, body);
+                        let item = item(&mut pool, &key, expires_at, body);
                         let view = item.view();
                         assert_eq!((view.key, view.value.bytes()), (&key[..], &value[..]));
                         assert_eq!(
@@ -616,13 +629,14 @@ mod tests {
                             (Version::MAX, Origin(u32::MAX))
                         );
                         assert_eq!(view.expires_at, expires_at.map(UnixMs));
-                        assert_eq!(item.hash().0, KeyHash::of(&key).0 & !0xFFFF);
-                        assert!(item.is(KeyHash::of(&key), &key) && !item.is_tombstone());
+                        assert_eq!(item.hash(), KeyHash::of(&key));
+                        assert!(!item.is_tombstone());
+                        item.free(&mut pool);
                     }
                     assert_eq!(
                         Arc::strong_count(&shared),
                         1,
-                        "a dropped item drops its Arc"
+                        "an item that ends drops its Arc"
                     );
                 }
             }
@@ -631,21 +645,24 @@ mod tests {
 
     #[test]
     fn a_tombstone_has_no_value_and_is_never_visible() {
-        let item = item(b"key", Some(100), Body::Tombstone);
+        let mut pool = Pool::default();
+        let item = item(&mut pool, b"key", Some(100), Body::Tombstone);
         assert!(item.is_tombstone() && item.value().bytes().is_empty());
         assert!(!item.is_visible(UnixMs(0)));
     }
 
     #[test]
     fn an_item_is_visible_until_the_millisecond_it_expires() {
-        let item = item(b"key", Some(100), Body::Inline(b"value"));
+        let mut pool = Pool::default();
+        let item = item(&mut pool, b"key", Some(100), Body::Inline(b"value"));
         assert!(item.is_visible(UnixMs(99)));
         assert!(!item.is_visible(UnixMs(100)));
     }
 
     #[test]
     fn links_and_state_change_without_touching_the_rest() {
-        let mut item = item(b"key", Some(100), Body::Inline(b"value"));
+        let mut pool = Pool::default();
+        let mut item = item(&mut pool, b"key", Some(100), Body::Inline(b"value"));
         item.set_state(0xFF);
         item.set_prev(ItemId(1));
         item.set_next(ItemId(2));
@@ -667,7 +684,8 @@ mod tests {
 
     #[test]
     fn wheel_links_of_an_item_that_never_expires_are_ignored() {
-        let mut item = item(b"key", None, Body::Inline(b"value"));
+        let mut pool = Pool::default();
+        let mut item = item(&mut pool, b"key", None, Body::Inline(b"value"));
         item.set_wheel_prev(ItemId(3));
         item.set_wheel_next(ItemId(4));
         assert_eq!(item.wheel_links(), (ItemId::NONE, ItemId::NONE));
@@ -675,19 +693,51 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_differ_only_in_bits_the_header_lacks_are_told_apart() {
-        let item = item(b"key", None, Body::Inline(b""));
+    fn a_hash_is_compared_as_far_as_replicas_do() {
+        let mut pool = Pool::default();
+        let item = item(&mut pool, b"key", None, Body::Inline(b""));
         let hash = KeyHash::of(b"key");
-        assert!(!item.is(hash, b"kez"));
-        assert!(!item.is(KeyHash(hash.0 ^ 1 << 16), b"key"));
-        // 65539 = 3 in 16 bits: the length alone would match.
-        assert!(!item.is(hash, &vec![b'k'; 65_539]));
+        assert!(item.has(hash) && item.has(KeyHash(hash.0 ^ 0xFFFF)));
+        assert!(!item.has(KeyHash(hash.0 ^ 1 << 16)));
     }
 
     #[test]
     #[should_panic]
     fn a_key_that_does_not_fit_its_length_field_is_never_stored() {
-        item(&vec![0; 65_536], None, Body::Tombstone);
+        item(
+            &mut Pool::default(),
+            &vec![0; KEY_LEN_MAX + 1],
+            None,
+            Body::Tombstone,
+        );
+    }
+
+    #[test]
+    #[should_panic]
+    fn a_value_that_fits_no_block_is_never_stored_beside_its_key() {
+        item(
+            &mut Pool::default(),
+            b"key",
+            None,
+            Body::Inline(&vec![0; BLOCK_BYTES_MAX]),
+        );
+    }
+
+    #[test]
+    fn a_shared_value_is_charged_by_its_own_length() {
+        let mut pool = Pool::default();
+        for len in [0, 100, INLINE_LEN_MAX + 1] {
+            let shared: Arc<[u8]> = vec![0; len].into();
+            let item = item(&mut pool, b"key", None, Body::Shared(shared));
+            let shape = Shape {
+                key_len: 3,
+                value_len: len,
+                expiring: false,
+                shared: true,
+            };
+            assert_eq!(item.charge(), shape.charge());
+            item.free(&mut pool);
+        }
     }
 
     #[test]

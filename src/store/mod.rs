@@ -18,10 +18,10 @@
 //! * **Exact expiry.** An item is invisible from the millisecond it expires, reaped
 //!   or not, and reading it never moves that millisecond.
 //!
-//! What it never does: hash a key, read a clock, decide who owns a partition.
+//! What it never does: hash a key to find it, read a clock, decide who owns a partition.
 //!
 //! ```text
-//!   KeyHash ─ partition ─► Table (hashbrown, u32 ids) ─► Slab ─► Item (one allocation)
+//!   KeyHash ─ partition ─► Table (hashbrown, u32 ids) ─► Slab ─► Item (one block of the Pool)
 //!                 │                                        ▲
 //!                 └─► Digest            eviction lists, tombstone queue and
 //!                                       timing wheel are threaded through items
@@ -38,7 +38,9 @@ mod lease;
 mod list;
 mod memory;
 mod partition;
+mod pool;
 mod shard;
+mod shared;
 mod slab;
 mod table;
 mod write;

@@ -9,15 +9,16 @@
 //! It is caught by a debug assertion and harmless to memory otherwise.
 
 use std::mem::size_of;
+use std::ptr::NonNull;
 
 use super::digest::Digest;
-use super::item::ItemId;
+use super::item::{ItemBox, ItemId};
 use super::memory::malloc_charge;
 use super::slab::Slab;
 use super::table::Table;
 use crate::hash::{CoreCount, CoreId, KeyHash, PARTITION_COUNT, PartitionId};
 
-/// The tables of a shard are picked by bits below this one of the kept hash.
+/// The tables of a shard are picked by bits below this one of the hash's top 48.
 const TABLE_BIT_END: u32 = 29;
 
 /// The tables and digests of all partitions of a core.
@@ -58,20 +59,21 @@ impl Partitions {
         self.tables[self.table_of(hash)].guess(hash)
     }
 
-    /// Adds an item whose key is not here yet.
-    pub(super) fn insert(&mut self, slab: &Slab, id: ItemId) {
-        let at = self.table_of(slab[id].hash());
-        self.change_table(at, |table| table.insert(slab, id));
-        let digest = self.digest_mut(slab[id].hash().partition());
-        *digest = digest.with(slab[id].digest());
+    /// Adds an item whose key, of this hash, is not here yet.
+    pub(super) fn insert(&mut self, slab: &Slab, hash: KeyHash, id: ItemId) {
+        let at = self.table_of(hash);
+        self.change_table(at, |table| table.insert(slab, hash, id));
+        let digest = self.digest_mut(hash.partition());
+        *digest = digest.with(slab[id].digest(hash));
     }
 
     /// Takes out an item that is here.
     pub(super) fn remove(&mut self, slab: &Slab, id: ItemId) {
-        let at = self.table_of(slab[id].hash());
-        self.change_table(at, |table| table.remove(slab, id));
-        let digest = self.digest_mut(slab[id].hash().partition());
-        *digest = digest.without(slab[id].digest());
+        let hash = slab[id].hash();
+        let at = self.table_of(hash);
+        self.change_table(at, |table| table.remove(slab, hash, id));
+        let digest = self.digest_mut(hash.partition());
+        *digest = digest.without(slab[id].digest(hash));
     }
 
     /// An item of `partition` was replaced by another with the same key and id.
@@ -89,12 +91,23 @@ impl Partitions {
         }
     }
 
-    /// The items of this core whose keys have this hash, as far as hashes are kept.
+    /// The items of this core whose keys have this hash, as far as replicas compare it.
     pub(super) fn with_hash(&self, slab: &Slab, hash: KeyHash) -> impl Iterator<Item = ItemId> {
         let table = self.owns(hash.partition()).then(|| self.table_of(hash));
         table
             .into_iter()
             .flat_map(move |at| self.tables[at].with_hash(slab, hash))
+    }
+
+    /// The id of an item, known by the block it is in.
+    pub(super) fn id_of(&self, slab: &Slab, item: &ItemBox, block: NonNull<u8>) -> ItemId {
+        let hash = item.hash();
+        let ids = self.tables[self.table_of(hash)].with_hash(slab, hash);
+        let mut ids = ids.filter(|&id| slab[id].is_at(block));
+        match ids.next() {
+            Some(id) => id,
+            None => unreachable!("an item that is in no table"),
+        }
     }
 
     /// Every item of one partition, in no particular order.

@@ -38,10 +38,11 @@ use std::sync::Arc;
 use super::digest::Digest;
 use super::eviction::{EvictionPolicy, Evictor, Policy};
 use super::expiry::{Step, Wheel};
-use super::item::{ItemBox, ItemId, ItemView, Resident, StoredItem};
+use super::item::{ItemBox, ItemId, ItemView, Resident, StoredItem, ValueView};
 use super::lease::{Lease, Leases};
 use super::list::List;
 use super::partition::Partitions;
+use super::shared::Ended;
 use super::slab::{CHUNK_SLOTS, Slab};
 use super::write::{Applied, Content, KEY_BYTES_MAX, TooLarge, Write};
 use crate::clock::{UnixMs, Version};
@@ -52,7 +53,8 @@ use crate::mutation::{Mutation, planted};
 /// may lie unused in chunks.
 const ITEMS_LIMIT: usize = (ItemId::LIMIT / 2) as usize - CHUNK_SLOTS;
 
-/// Fixed structures may take one part in this many of a shard.
+/// Fixed structures may take one part in this many of a shard, and as much what a single item
+/// takes beyond its charge.
 const FIXED_SHARE: usize = 4;
 /// An item may take one part in this many of a shard.
 const ITEM_SHARE: usize = 2;
@@ -157,6 +159,7 @@ pub struct Shard {
     lent: Vec<Arc<[u8]>>,
     lent_bytes: usize,
     leases: Leases,
+    ended: Ended,
 }
 
 impl Shard {
@@ -190,8 +193,9 @@ impl Shard {
             lent: Vec::new(),
             lent_bytes: 0,
             leases: Leases::default(),
+            ended: Ended::new(config.bytes_max),
         };
-        let bytes_min = FIXED_SHARE * (shard.bytes() + Slab::bytes_min());
+        let bytes_min = FIXED_SHARE * shard.bytes().max(Slab::bytes_min());
         if config.bytes_max < bytes_min {
             return Err(ShardTooSmall {
                 bytes_max: config.bytes_max,
@@ -278,7 +282,7 @@ impl Shard {
         leases.sweep(|id, uses| {
             policy.access(slab, id);
             let item = &slab[id];
-            used(item.hash(), item.key(), uses);
+            used(KeyHash::of(item.key()), item.key(), uses);
         });
     }
 
@@ -324,11 +328,16 @@ impl Shard {
             Content::Value { .. } => self.stats.sets += 1,
             Content::Tombstone { .. } => self.stats.removes += 1,
         }
-        let item = write.into_item();
+        let hash = write.hash;
+        debug_assert_eq!(hash, KeyHash::of(write.key), "the hash of another key");
+        let item = write.into_item(&mut self.slab);
+        if let ValueView::Shared(value) = item.value() {
+            self.ended.made(value.len());
+        }
         self.item_bytes += item.charge();
         match found {
-            Some(id) => self.replace(id, item, now),
-            None => self.insert(item, now),
+            Some(id) => self.replace(id, hash, item, now),
+            None => self.insert(hash, item, now),
         }
         Ok(Applied::Stored)
     }
@@ -508,19 +517,24 @@ impl Shard {
             + self.policy.bytes()
     }
 
+    /// What of it comes from the system by the page, and not from malloc.
+    pub fn page_bytes(&self) -> usize {
+        self.slab.page_bytes()
+    }
+
     /// What it has counted.
     #[inline]
     pub fn stats(&self) -> &ShardStats {
         &self.stats
     }
 
-    fn insert(&mut self, item: ItemBox, now: UnixMs) {
+    fn insert(&mut self, hash: KeyHash, item: ItemBox, now: UnixMs) {
         let id = self.slab.insert(item);
-        self.partitions.insert(&self.slab, id);
+        self.partitions.insert(&self.slab, hash, id);
         self.settle(id, now);
     }
 
-    fn replace(&mut self, id: ItemId, mut item: ItemBox, now: UnixMs) {
+    fn replace(&mut self, id: ItemId, hash: KeyHash, mut item: ItemBox, now: UnixMs) {
         if !planted(Mutation::KeepLeases) {
             self.leases.revoke(id);
         }
@@ -532,13 +546,13 @@ impl Shard {
         } else {
             self.unlist(id);
         }
-        let partition = item.hash().partition();
-        let new_digest = item.digest();
+        let new_digest = item.digest(hash);
         let old = self.slab.replace(id, item);
         self.item_bytes -= old.charge();
         self.partitions
-            .replaced(partition, old.digest(), new_digest);
+            .replaced(hash.partition(), old.digest(hash), new_digest);
         self.let_go(old);
+        self.tidy();
         if keeps_place {
             self.policy.access(&mut self.slab, id);
             if self.bytes() <= self.bytes_max {
@@ -567,6 +581,9 @@ impl Shard {
     /// Evicts until at most `len_max` values are listed and the byte bound holds.
     fn make_room(&mut self, len_max: usize) {
         while self.len > len_max || self.bytes() > self.bytes_max {
+            if self.len <= len_max && self.shrink() {
+                continue;
+            }
             if !self.evict_one() && !self.purge_tombstone() {
                 break;
             }
@@ -618,12 +635,33 @@ impl Shard {
         let charge = item.charge();
         self.item_bytes -= charge;
         self.let_go(item);
+        self.tidy();
         charge
     }
 
-    /// Drops an item; a value that readers still have a share of is remembered.
+    /// Moves items together if much lies unused between those of one size.
+    fn tidy(&mut self) {
+        let Self {
+            slab, partitions, ..
+        } = self;
+        slab.tidy(|slab, item, block| partitions.id_of(slab, item, block));
+    }
+
+    /// Gives memory back that no item uses, moving a page of items at most; whether there
+    /// was any.
+    fn shrink(&mut self) -> bool {
+        let Self {
+            slab, partitions, ..
+        } = self;
+        slab.shrink(|slab, item, block| partitions.id_of(slab, item, block))
+    }
+
+    /// Ends an item; a value that readers still have a share of is remembered.
     fn let_go(&mut self, item: ItemBox) {
-        if let Some(value) = item.lent() {
+        let Some(value) = self.slab.free(item) else {
+            return;
+        };
+        if let Err(value) = self.ended.end(value) {
             self.lent_bytes += value.len();
             self.lent.push(value);
         }
@@ -637,7 +675,9 @@ impl Shard {
 
     /// Forgets the values that readers are done with.
     pub fn collect_lent(&mut self) {
-        self.lent.retain(|value| Arc::strong_count(value) > 1);
+        let lent = std::mem::take(&mut self.lent);
+        let ended = lent.into_iter().map(|value| self.ended.end(value));
+        self.lent = ended.filter_map(Result::err).collect();
         self.lent_bytes = self.lent.iter().map(|value| value.len()).sum();
         if self.lent.is_empty() {
             self.lent = Vec::new();
@@ -662,15 +702,52 @@ mod tests {
     use super::*;
     use crate::clock::{Origin, Version};
 
+    #[test]
+    #[cfg_attr(miri, ignore = "slow")]
+    fn large_values_that_give_way_to_small_ones_give_their_memory_back() {
+        const BYTES_MAX: usize = 4 << 20;
+        let mut shard = Shard::new(ShardConfig {
+            cores: CoreCount::ONE,
+            core: CoreId::new(0),
+            items_max: 0,
+            bytes_max: BYTES_MAX,
+            value_bytes_max: 1 << 18,
+            tombstones_max: 4,
+            eviction: EvictionPolicy::Sieve,
+        })
+        .unwrap();
+        let mut version = 0_u64;
+        let mut put = |shard: &mut Shard, value: &[u8]| {
+            version += 1;
+            let key = version.to_le_bytes();
+            let write = Write {
+                hash: KeyHash::of(&key),
+                key: &key,
+                version: Version::new(version).unwrap(),
+                origin: Origin(1),
+                content: Content::Value {
+                    value: ValueIn::Bytes(value),
+                    expires_at: None,
+                },
+            };
+            assert_eq!(shard.apply(write, UnixMs(0)), Ok(Applied::Stored));
+        };
+        let large = vec![7; 2 * SHARED_VALUE_BYTES];
+        let count = if cfg!(miri) { 150 } else { 1_000 };
+        (0..count).for_each(|_| put(&mut shard, &large));
+        assert_eq!(shard.ended.emptied_bytes(), 0, "large ones use it again");
+        while shard.stats.evicted_items < count {
+            put(&mut shard, b"small");
+        }
+        assert!(shard.ended.emptied_bytes() > BYTES_MAX / 2);
+    }
+
     /// Small enough for Miri, and through every state an item can be in.
     #[test]
     fn a_short_busy_life_under_every_policy() {
-        let Some(cores) = CoreCount::new(CoreCount::MAX) else {
-            unreachable!()
-        };
         for eviction in EvictionPolicy::ALL {
             let mut shard = Shard::new(ShardConfig {
-                cores,
+                cores: CoreCount::ONE,
                 core: CoreId::new(0),
                 items_max: 8,
                 bytes_max: 1 << 20,
@@ -682,7 +759,7 @@ mod tests {
             let large = vec![7; SHARED_VALUE_BYTES];
             for step in 0..200_u64 {
                 let key = (step * 7 % 23).to_le_bytes();
-                let hash = KeyHash(KeyHash::of(&key).0 >> 12);
+                let hash = KeyHash::of(&key);
                 let now = UnixMs(step * 100);
                 let soon = UnixMs(now.0 + 1000);
                 let value = ValueIn::Bytes(if step % 3 == 0 { &large } else { &key });

@@ -4,14 +4,20 @@
 //! dangling id panics like an index out of bounds, it never reads freed memory.
 //!
 //! Slots come in chunks of [`CHUNK_SLOTS`] that never move, so growing never
-//! copies items' slots. A chunk whose last item leaves is given back, except that
+//! copies items' slots. The slab also has the [`Pool`] that items' blocks come from:
+//! the slot is the only place where an item's address is, so its block can be moved.
+//!
+//! A chunk whose last item leaves is given back, except that
 //! one with room stays; a slab that was emptied therefore holds at most one chunk.
 
 use std::mem::size_of;
 use std::ops::{Index, IndexMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
 
-use super::item::{ItemBox, ItemId};
+use super::item::{ItemBox, ItemId, NewItem};
 use super::memory::malloc_charge;
+use super::pool::{Pool, Size};
 
 const CHUNK_BITS: u32 = 11;
 /// Slots per chunk: 16 KiB of pointers.
@@ -39,9 +45,20 @@ pub(super) struct Slab {
     /// Places in `chunks` whose chunk was given back.
     vacant: Vec<u32>,
     chunk_count: usize,
+    pool: Pool,
 }
 
 impl Slab {
+    /// Makes an item, which has no name yet.
+    pub(super) fn make(&mut self, new: NewItem<'_>) -> ItemBox {
+        ItemBox::new(&mut self.pool, new)
+    }
+
+    /// Ends an item that was moved out, or never in. Returns its value if it was shared.
+    pub(super) fn free(&mut self, item: ItemBox) -> Option<Arc<[u8]>> {
+        item.free(&mut self.pool)
+    }
+
     /// Moves `item` in and names it.
     ///
     /// # Panics
@@ -88,9 +105,10 @@ impl Slab {
         std::mem::replace(&mut self[id], item)
     }
 
-    /// What the slab itself takes, its items not counted.
+    /// What the slab takes beyond its items' charges, unused blocks of theirs included.
     pub(super) fn bytes(&self) -> usize {
-        self.chunk_count * CHUNK_CHARGE
+        self.pool.bytes()
+            + self.chunk_count * CHUNK_CHARGE
             + malloc_charge(self.chunks.capacity() * size_of::<Option<Box<Chunk>>>())
             + malloc_charge(self.open.capacity() * size_of::<u32>())
             + malloc_charge(self.vacant.capacity() * size_of::<u32>())
@@ -98,7 +116,48 @@ impl Slab {
 
     /// What a slab of a single item takes.
     pub(super) const fn bytes_min() -> usize {
-        CHUNK_CHARGE + 3 * malloc_charge(64)
+        CHUNK_CHARGE + 3 * malloc_charge(64) + Pool::bytes_min()
+    }
+
+    /// What of it, and of its items' charges, comes by the page and not from malloc.
+    pub(super) fn page_bytes(&self) -> usize {
+        self.pool.page_bytes()
+    }
+
+    /// Gives memory back that no item uses, if there is any; `id_of` finds the id of an item
+    /// by the block it is in. Moves a page of items at most. Whether it did.
+    pub(super) fn shrink(
+        &mut self,
+        id_of: impl Fn(&Self, &ItemBox, NonNull<u8>) -> ItemId,
+    ) -> bool {
+        if self.pool.give_back_spare() {
+            return true;
+        }
+        let size = self.pool.sparse();
+        size.inspect(|&size| self.evacuate(size, id_of)).is_some()
+    }
+
+    /// The same, if much of what is used for items of some size is unused.
+    pub(super) fn tidy(&mut self, id_of: impl Fn(&Self, &ItemBox, NonNull<u8>) -> ItemId) {
+        if let Some(size) = self.pool.wasteful() {
+            self.evacuate(size, id_of);
+        }
+    }
+
+    #[cold]
+    fn evacuate(&mut self, size: Size, id_of: impl Fn(&Self, &ItemBox, NonNull<u8>) -> ItemId) {
+        let evacuation = self.pool.begin_evacuation(size);
+        for &block in &evacuation.used {
+            // SAFETY: a block in use holds an item; nothing changes it before it is copied.
+            let id = id_of(self, &unsafe { ItemBox::at(block) }, block);
+            // SAFETY: as above.
+            let copy = unsafe { self.pool.copy_out(size, block) };
+            // SAFETY: the copy of an item, whose original is not used any more: the slot,
+            // which held its only address, gets that of the copy.
+            self[id] = unsafe { ItemBox::at(copy) };
+        }
+        // SAFETY: every block in use was copied, and its slot points to the copy.
+        unsafe { self.pool.end_evacuation(evacuation) };
     }
 
     fn add_chunk(&mut self) -> u32 {
@@ -157,6 +216,20 @@ impl Chunk {
     }
 }
 
+impl Drop for Slab {
+    fn drop(&mut self) {
+        let chunks = std::mem::take(&mut self.chunks);
+        for item in chunks
+            .into_iter()
+            .flatten()
+            .flat_map(|chunk| chunk.slots)
+            .flatten()
+        {
+            item.free(&mut self.pool);
+        }
+    }
+}
+
 impl Index<ItemId> for Slab {
     type Output = ItemBox;
 
@@ -197,14 +270,22 @@ fn dangling(id: ItemId) -> ! {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::item::{Body, NewItem};
+    use super::super::pool::SPARE_BYTES_MAX;
     use super::*;
     use crate::clock::{Origin, UnixMs, Version};
-    use crate::hash::KeyHash;
 
-    pub(in super::super) fn item(number: u64, expires_at: Option<UnixMs>) -> ItemBox {
+    pub(in super::super) fn add(
+        slab: &mut Slab,
+        number: u64,
+        expires_at: Option<UnixMs>,
+    ) -> ItemId {
+        let item = item(slab, number, expires_at);
+        slab.insert(item)
+    }
+
+    fn item(slab: &mut Slab, number: u64, expires_at: Option<UnixMs>) -> ItemBox {
         let key = number.to_le_bytes();
-        ItemBox::new(NewItem {
-            hash: KeyHash::of(&key),
+        slab.make(NewItem {
             key: &key,
             version: Version::default(),
             origin: Origin(0),
@@ -219,12 +300,13 @@ pub(super) mod tests {
     #[test]
     fn ids_stay_good_while_others_come_and_go() {
         let mut slab = Slab::default();
-        let ids: Vec<_> = (0..ITEMS).map(|n| slab.insert(item(n, None))).collect();
+        let ids: Vec<_> = (0..ITEMS).map(|n| add(&mut slab, n, None)).collect();
         for &id in ids.iter().skip(1).step_by(2) {
-            slab.remove(id);
+            let item = slab.remove(id);
+            slab.free(item);
         }
         let again: Vec<_> = (0..ITEMS / 2)
-            .map(|n| slab.insert(item(n + ITEMS, None)))
+            .map(|n| add(&mut slab, n + ITEMS, None))
             .collect();
         for (n, &id) in ids.iter().enumerate().step_by(2) {
             assert_eq!(slab[id].key(), (n as u64).to_le_bytes());
@@ -243,7 +325,7 @@ pub(super) mod tests {
     fn an_emptied_slab_keeps_one_chunk_at_most() {
         let mut slab = Slab::default();
         for order in 0..3 {
-            let mut ids: Vec<_> = (0..ITEMS).map(|n| slab.insert(item(n, None))).collect();
+            let mut ids: Vec<_> = (0..ITEMS).map(|n| add(&mut slab, n, None)).collect();
             match order {
                 0 => {}
                 1 => ids.reverse(),
@@ -251,19 +333,22 @@ pub(super) mod tests {
                 _ => ids = (0..ids.len()).map(|n| ids[n * 7919 % ids.len()]).collect(),
             }
             for id in ids {
-                slab.remove(id);
+                let item = slab.remove(id);
+                slab.free(item);
             }
             assert_eq!(slab.chunk_count, 1);
         }
         let vectors = 3 * malloc_charge(64 + 16 * ITEMS as usize / CHUNK_SLOTS);
-        assert!(slab.bytes() <= CHUNK_CHARGE + vectors);
+        let pool = SPARE_BYTES_MAX + (16 << 10);
+        assert!(slab.bytes() <= CHUNK_CHARGE + vectors + pool);
     }
 
     #[test]
     fn a_replaced_item_keeps_its_id() {
         let mut slab = Slab::default();
-        let id = slab.insert(item(1, None));
-        let old = slab.replace(id, item(2, Some(UnixMs(5))));
+        let id = add(&mut slab, 1, None);
+        let new = item(&mut slab, 2, Some(UnixMs(5)));
+        let old = slab.replace(id, new);
         assert_eq!(old.key(), 1_u64.to_le_bytes());
         assert_eq!(slab[id].key(), 2_u64.to_le_bytes());
     }
@@ -272,8 +357,8 @@ pub(super) mod tests {
     #[should_panic = "no item"]
     fn a_dangling_id_is_caught() {
         let mut slab = Slab::default();
-        let id = slab.insert(item(1, None));
-        slab.insert(item(2, None));
+        let id = add(&mut slab, 1, None);
+        add(&mut slab, 2, None);
         slab.remove(id);
         let _ = &slab[id];
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::item::{Body, ItemBox, NewItem, Shape};
+use super::slab::Slab;
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
 
@@ -107,8 +108,8 @@ impl Write<'_> {
         }
     }
 
-    /// The item this write makes.
-    pub(super) fn into_item(self) -> ItemBox {
+    /// The item this write makes, which has no name yet.
+    pub(super) fn into_item(self, slab: &mut Slab) -> ItemBox {
         let (body, expires_at) = match &self.content {
             Content::Tombstone { expires_at } => (Body::Tombstone, Some(*expires_at)),
             Content::Value { value, expires_at } => {
@@ -125,8 +126,7 @@ impl Write<'_> {
                 (body, *expires_at)
             }
         };
-        ItemBox::new(NewItem {
-            hash: self.hash,
+        slab.make(NewItem {
             key: self.key,
             version: self.version,
             origin: self.origin,

@@ -165,7 +165,7 @@ impl Case {
 
 /// Lets this process and the servers it starts have as many connections as the system allows.
 /// Where it allows too few, connecting fails and says so.
-fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     // SAFETY: both calls take a structure that outlives them.
     unsafe {
         let mut limit: libc::rlimit = std::mem::zeroed();

@@ -1,6 +1,6 @@
 //! Each policy against its paper's algorithm, written the slow and obvious way.
 
-use super::super::slab::tests::item;
+use super::super::slab::tests::add;
 use super::super::{Content, Shard, ShardConfig, ValueIn, Write};
 use super::*;
 use crate::clock::{Origin, UnixMs, Version};
@@ -249,7 +249,7 @@ impl Policed {
     }
 
     fn insert(&mut self, number: u64) {
-        let id = self.slab.insert(item(number, None));
+        let id = add(&mut self.slab, number, None);
         self.evictor.insert(&mut self.slab, id);
         self.ids.insert(number, id);
     }
