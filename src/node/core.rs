@@ -62,6 +62,7 @@ use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
 use crate::telemetry::latency::{Operation, Via};
 use crate::telemetry::trace::{Tracer, Tracing};
+use crate::telemetry::work::Work;
 use crate::tls::{self, Handshakes};
 
 /// How often a core looks at the clock for its housekeeping.
@@ -306,7 +307,7 @@ pub struct Core {
     connections: Arc<AtomicUsize>,
     connections_max: usize,
     pub(super) counters: Arc<CoreCounters>,
-    meter: Meter,
+    pub(super) meter: Meter,
     pub(super) tracer: Tracer,
     events: std::sync::mpsc::Sender<Event>,
 }
@@ -510,9 +511,12 @@ impl Core {
         let mut messages = Vec::new();
         loop {
             inbox.recv_many(&mut messages).await;
+            let piece = self.meter.begin_lightly(Work::Mailbox);
             for message in messages.drain(..) {
                 match message {
-                    Message::Run(batch, home) => self.run_for(batch, home),
+                    Message::Run(batch, home) => {
+                        self.run_for(batch, home, self.meter.began_at(&piece));
+                    }
                     Message::Done(batch, home) => {
                         self.siblings[home.served_by.index()].batches.release();
                         self.deliver(batch, home);
@@ -551,6 +555,7 @@ impl Core {
                 }
             }
             self.after_cluster();
+            self.meter.end(piece);
         }
     }
 
@@ -560,12 +565,14 @@ impl Core {
     }
 
     fn set_view(self: &Rc<Self>, view: Arc<View>) {
+        let piece = self.meter.begin(Work::View);
         *self.view.borrow_mut() = Rc::new(Arc::clone(&view));
         self.cluster
             .borrow_mut()
             .set_view(Arc::clone(&view), wall_time());
         self.links.follow(self, &view);
         self.publish();
+        self.meter.end(piece);
     }
 
     fn set_security(&self, security: Arc<Security>) {
@@ -609,8 +616,11 @@ impl Core {
 
     async fn cluster_tick(self: Rc<Self>) {
         let started = Instant::now();
+        let mut expected = started + CLUSTER_TICK;
         loop {
             runtime::sleep(CLUSTER_TICK).await;
+            let piece = self.meter.begin(Work::Peers);
+            self.meter.note_late_piece(&piece, expected);
             // On a node alone as well: what was sent to a peer before it vanished still
             // waits for its deadline.
             let now = wall_time();
@@ -626,6 +636,8 @@ impl Core {
                 // Whoever waits for this core to have nothing left need not wait for long.
                 self.publish();
             }
+            self.meter.end(piece);
+            expected = Instant::now() + CLUSTER_TICK;
         }
     }
 
@@ -645,9 +657,9 @@ impl Core {
         self.replies.borrow().slots.get(index).cloned().flatten()
     }
 
-    fn run_for(&self, batch: Box<Batch>, home: Home) {
+    fn run_for(&self, batch: Box<Batch>, home: Home, now: UnixMs) {
         self.counters.operations_for_others.add(batch.len() as u64);
-        let done = self.cluster.borrow_mut().run(batch, home, wall_time());
+        let done = self.cluster.borrow_mut().run(batch, home, now);
         if let Some(batch) = done {
             self.send(home.core, Message::Done(batch, home));
         }
@@ -660,11 +672,13 @@ impl Core {
 
     async fn scan(&self, scan: &mut KeyScan) {
         loop {
+            let piece = self.meter.begin(Work::Scan);
             let more = {
                 let cluster = self.cluster.borrow();
                 let shard = cluster.local().shard();
                 scan.step(shard, self.api.core, self.api.cores, wall_time())
             };
+            self.meter.end(piece);
             if !more {
                 return;
             }
@@ -834,6 +848,7 @@ impl Core {
         let mut aged = last;
         loop {
             runtime::sleep(TICK).await;
+            let piece = self.meter.begin(Work::Housekeeping);
             let now = Instant::now();
             let late = now.saturating_duration_since(expected);
             let wall = wall_time();
@@ -846,13 +861,14 @@ impl Core {
             self.deadlines.sweep(clients_ms);
             self.late.sweep(clients_ms);
             self.peer_connections.sweep(clients_ms);
-            self.reap().await;
             if now.saturating_duration_since(aged) >= HOT_KEYS_AGE {
                 aged = now;
                 self.cluster.borrow_mut().local_mut().hot_keys_mut().age();
             }
             self.collect_lent();
             self.publish();
+            self.meter.end(piece);
+            self.reap().await;
             expected = Instant::now() + TICK;
         }
     }
@@ -1157,8 +1173,9 @@ impl Service for Rc<Core> {
             turn.answers.room = self.common.buffers.answer_room();
             let view = self.view();
             let (facts, date) = (&self.api.facts, self.date.get());
-            turn.close_gaps(facts, self.api.core, &view, &date, self.meter.now().1);
-            self.meter.answered(turn, &Via::ALL);
+            let (began, now) = self.meter.now();
+            turn.close_gaps(facts, self.api.core, &view, &date, now);
+            self.meter.answered_all(turn, began);
             turn.paused = turn.has_gaps().then(Instant::now);
             self.end_recorded(turn);
         }
@@ -1166,7 +1183,7 @@ impl Service for Rc<Core> {
 
     #[inline]
     fn handled(&self, turn: &mut Turn) {
-        self.meter.answered(turn, &[Via::Local]);
+        self.meter.answered_alone(turn);
     }
 
     async fn run(&self, link: &Link, job: Job, turn: &mut Turn) {
@@ -1176,10 +1193,12 @@ impl Service for Rc<Core> {
         match job {
             Job::Browse(request) => {
                 let (scans, silent) = self.browse(link, &request).await;
+                let piece = self.meter.begin(Work::Jobs);
                 let view = self.view();
                 let form = Form::whole(request.connection);
                 let mut writer = self.writer(turn, &view, &date, form);
                 request.answer(scans, silent, &mut writer);
+                self.meter.end(piece);
                 self.listings.release();
                 let via = match (view.solo(), self.api.cores) {
                     (false, _) => Via::Forwarded,
@@ -1192,7 +1211,9 @@ impl Service for Rc<Core> {
             Job::Batch(mut request) => {
                 let recording = turn.recording.as_ref();
                 turn.exchange.context = recording.map(|recorded| recorded.begun.context);
+                let piece = self.meter.begin_lightly(Work::Jobs);
                 let asked = request.ask(&self.api, &mut turn.exchange, now);
+                self.meter.end(piece);
                 turn.exchange.context = None;
                 let entries = match asked {
                     Ok(entries) => entries,
@@ -1222,7 +1243,9 @@ impl Service for Rc<Core> {
                     connection: request.connection,
                     head_only: false,
                 };
+                let piece = self.meter.begin_lightly(Work::Jobs);
                 request.answer(&entries, exchange, &mut writer, now);
+                self.meter.end(piece);
                 let via = exchange.furthest(self.api.core);
                 turn.exchange.reset();
                 let operation = request.kind.operation();

@@ -13,6 +13,7 @@ use crate::clock::Version;
 use crate::hash::PartitionId;
 use crate::runtime::{self, Giver};
 use crate::store::HotKey;
+use crate::telemetry::work::Work;
 
 /// How many errands one core may have at once.
 pub const ERRANDS_MAX: usize = 4;
@@ -153,7 +154,9 @@ impl Core {
                 found.next = Some(partition);
                 break;
             }
+            let piece = self.meter.begin(Work::Scan);
             let keys = self.keys_of(partition);
+            self.meter.end(piece);
             if !keys.is_empty() {
                 keys_len += keys.len();
                 found.partitions.push((partition, keys));

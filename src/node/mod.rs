@@ -12,4 +12,5 @@ pub mod peering;
 pub mod readiness;
 mod recording;
 pub mod security;
+mod stalls;
 pub mod verifying;
