@@ -72,6 +72,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// for longer it was not they who were slow.
 const BUSY_TICK_MAX: Duration = Duration::from_millis(500);
 
+/// How long a core goes on removing what has expired before it looks at the clock again.
+const REAP_MAX: Duration = Duration::from_millis(50);
+
 /// How often a core looks after its peers: retries, hints, overdue answers.
 const CLUSTER_TICK: Duration = Duration::from_millis(20);
 
@@ -637,6 +640,7 @@ impl Core {
                 self.publish();
             }
             self.meter.end(piece);
+            self.clear().await;
             expected = Instant::now() + CLUSTER_TICK;
         }
     }
@@ -868,7 +872,7 @@ impl Core {
             self.collect_lent();
             self.publish();
             self.meter.end(piece);
-            self.reap().await;
+            self.reap(REAP_MAX).await;
             expected = Instant::now() + TICK;
         }
     }

@@ -12,5 +12,6 @@ pub mod peering;
 pub mod readiness;
 mod recording;
 pub mod security;
+mod slices;
 mod stalls;
 pub mod verifying;
