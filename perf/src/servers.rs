@@ -366,10 +366,19 @@ impl Cluster {
     ///
     /// When it does not start.
     pub fn launch(&mut self, node: usize) -> io::Result<()> {
+        self.launch_on(node, self.cpus)
+    }
+
+    /// The same on these CPUs.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn launch_on(&mut self, node: usize, cpus: &'static [usize]) -> io::Result<()> {
         let mut command = member(node, &self.addresses, &beside("hypercache")?);
         let env = self.env.iter().map(|(name, value)| (name, value));
         command.env("HYPERCACHE_CAPACITY", "0").envs(env);
-        self.nodes[node] = Some(start(command, self.cpus, serving)?);
+        self.nodes[node] = Some(start(command, cpus, serving)?);
         Ok(())
     }
 

@@ -70,6 +70,13 @@ pub use writes::RESTAMPS_MAX;
 /// From one try to the next of operations that wait for owners to change rosters.
 const ROSTER_RETRY_MS: u64 = 50;
 
+/// Hints for one node that one tick drops for their age at most.
+const EXPIRE_STEPS: usize = 256;
+
+/// Items that were cleared and that one tick removes at most. A core that has time goes on
+/// between ticks.
+const CLEAR_STEPS: usize = 256;
+
 /// The most that one call moves the time of timeouts on.
 const STEADY_STEP_MS_MAX: u64 = 1_000;
 
@@ -813,8 +820,6 @@ impl Coordinator {
 
     /// Does what is due. Call it every few milliseconds to tens of milliseconds.
     pub fn tick(&mut self, now: UnixMs) {
-        const EXPIRE_STEPS: usize = 1024;
-        const CLEAR_STEPS: usize = 2048;
         let steady = self.steady.advance(now);
         self.hints.expire(steady, EXPIRE_STEPS);
         self.follow_clearing(now);

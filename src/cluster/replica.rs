@@ -17,12 +17,12 @@ use crate::store::{Applied, StoredItem, ValueView};
 pub const REPLY_BYTES_MAX: usize = 8 << 20;
 /// How many keys are looked through for one frame; a partition that has more, if it is
 /// the first.
-pub const SCANNED_KEYS_MAX: usize = 8 << 10;
+pub const SCANNED_KEYS_MAX: usize = 4 << 10;
 /// How many items the comparison of replicas hands over in the answer to one frame. The
 /// receiver takes them in within one turn.
-pub const HANDED_ITEMS_MAX: usize = 2 << 10;
+pub const HANDED_ITEMS_MAX: usize = 1 << 10;
 /// How many bytes these take, give or take an item.
-pub const HANDED_BYTES_MAX: usize = 1 << 20;
+pub const HANDED_BYTES_MAX: usize = 512 << 10;
 
 /// What is left of what one frame may cost.
 struct Budget {

@@ -21,7 +21,7 @@ use crate::clock::SteadyMs;
 use crate::hash::{PARTITION_COUNT, PartitionId};
 
 /// How many keys one tick drops.
-const DROPPED_KEYS_MAX: usize = 2_000;
+pub(super) const DROPPED_KEYS_MAX: usize = 500;
 
 /// The partitions of one core that have other owners now.
 #[derive(Debug)]

@@ -63,6 +63,7 @@ use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
 use crate::telemetry::latency::{Operation, Via};
 use crate::telemetry::trace::{Tracer, Tracing};
+use crate::telemetry::work::Work;
 use crate::tls::{self, Handshakes};
 
 /// How often a core looks at the clock for its housekeeping.
@@ -71,6 +72,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How much of the time between two ticks counts against clients: while a core was busy
 /// for longer it was not they who were slow.
 const BUSY_TICK_MAX: Duration = Duration::from_millis(500);
+
+/// How long a core goes on removing what has expired before it looks at the clock again.
+const REAP_MAX: Duration = Duration::from_millis(50);
 
 /// How often a core looks after its peers: retries, hints, overdue answers.
 const CLUSTER_TICK: Duration = Duration::from_millis(20);
@@ -312,7 +316,7 @@ pub struct Core {
     connections_max: usize,
     spread: Arc<Spread>,
     pub(super) counters: Arc<CoreCounters>,
-    meter: Meter,
+    pub(super) meter: Meter,
     pub(super) tracer: Tracer,
     events: std::sync::mpsc::Sender<Event>,
 }
@@ -517,9 +521,12 @@ impl Core {
         let mut messages = Vec::new();
         loop {
             inbox.recv_many(&mut messages).await;
+            let piece = self.meter.begin_lightly(Work::Mailbox);
             for message in messages.drain(..) {
                 match message {
-                    Message::Run(batch, home) => self.run_for(batch, home),
+                    Message::Run(batch, home) => {
+                        self.run_for(batch, home, self.meter.began_at(&piece));
+                    }
                     Message::Done(batch, home) => {
                         self.siblings[home.served_by.index()].batches.release();
                         self.deliver(batch, home);
@@ -565,6 +572,7 @@ impl Core {
                 }
             }
             self.after_cluster();
+            self.meter.end(piece);
         }
     }
 
@@ -574,12 +582,14 @@ impl Core {
     }
 
     fn set_view(self: &Rc<Self>, view: Arc<View>) {
+        let piece = self.meter.begin(Work::View);
         *self.view.borrow_mut() = Rc::new(Arc::clone(&view));
         self.cluster
             .borrow_mut()
             .set_view(Arc::clone(&view), wall_time());
         self.links.follow(self, &view);
         self.publish();
+        self.meter.end(piece);
     }
 
     fn set_security(&self, security: Arc<Security>) {
@@ -623,8 +633,11 @@ impl Core {
 
     async fn cluster_tick(self: Rc<Self>) {
         let started = Instant::now();
+        let mut expected = started + CLUSTER_TICK;
         loop {
             runtime::sleep(CLUSTER_TICK).await;
+            let piece = self.meter.begin(Work::Peers);
+            self.meter.note_late_piece(&piece, expected);
             // On a node alone as well: what was sent to a peer before it vanished still
             // waits for its deadline.
             let now = wall_time();
@@ -640,6 +653,9 @@ impl Core {
                 // Whoever waits for this core to have nothing left need not wait for long.
                 self.publish();
             }
+            self.meter.end(piece);
+            self.clear().await;
+            expected = Instant::now() + CLUSTER_TICK;
         }
     }
 
@@ -659,9 +675,9 @@ impl Core {
         self.replies.borrow().slots.get(index).cloned().flatten()
     }
 
-    fn run_for(&self, batch: Box<Batch>, home: Home) {
+    fn run_for(&self, batch: Box<Batch>, home: Home, now: UnixMs) {
         self.counters.operations_for_others.add(batch.len() as u64);
-        let done = self.cluster.borrow_mut().run(batch, home, wall_time());
+        let done = self.cluster.borrow_mut().run(batch, home, now);
         if let Some(batch) = done {
             self.send(home.core, Message::Done(batch, home));
         }
@@ -674,11 +690,13 @@ impl Core {
 
     async fn scan(&self, scan: &mut KeyScan) {
         loop {
+            let piece = self.meter.begin(Work::Scan);
             let more = {
                 let cluster = self.cluster.borrow();
                 let shard = cluster.local().shard();
                 scan.step(shard, self.api.core, self.api.cores, wall_time())
             };
+            self.meter.end(piece);
             if !more {
                 return;
             }
@@ -879,6 +897,7 @@ impl Core {
         let mut aged = last;
         loop {
             runtime::sleep(TICK).await;
+            let piece = self.meter.begin(Work::Housekeeping);
             let now = Instant::now();
             let late = now.saturating_duration_since(expected);
             let wall = wall_time();
@@ -891,7 +910,6 @@ impl Core {
             self.deadlines.sweep(clients_ms);
             self.late.sweep(clients_ms);
             self.peer_connections.sweep(clients_ms);
-            self.reap().await;
             if now.saturating_duration_since(aged) >= HOT_KEYS_AGE {
                 aged = now;
                 self.cluster.borrow_mut().local_mut().hot_keys_mut().age();
@@ -899,6 +917,8 @@ impl Core {
             self.collect_lent();
             self.cluster.borrow_mut().tick_copies(wall);
             self.publish();
+            self.meter.end(piece);
+            self.reap(REAP_MAX).await;
             expected = Instant::now() + TICK;
         }
     }
@@ -1223,8 +1243,9 @@ impl Service for Rc<Core> {
             turn.answers.room = self.common.buffers.answer_room();
             let view = self.view();
             let (facts, date) = (&self.api.facts, self.date.get());
-            turn.close_gaps(facts, self.api.core, &view, &date, self.meter.now().1);
-            self.meter.answered(turn, &Via::ALL);
+            let (began, now) = self.meter.now();
+            turn.close_gaps(facts, self.api.core, &view, &date, now);
+            self.meter.answered_all(turn, began);
             turn.paused = turn.has_gaps().then(Instant::now);
             self.end_recorded(turn);
         }
@@ -1232,7 +1253,7 @@ impl Service for Rc<Core> {
 
     #[inline]
     fn handled(&self, turn: &mut Turn) {
-        self.meter.answered(turn, &[Via::Local]);
+        self.meter.answered_alone(turn);
     }
 
     async fn run(&self, link: &Link, job: Job, turn: &mut Turn) {
@@ -1242,10 +1263,12 @@ impl Service for Rc<Core> {
         match job {
             Job::Browse(request) => {
                 let (scans, silent) = self.browse(link, &request).await;
+                let piece = self.meter.begin(Work::Jobs);
                 let view = self.view();
                 let form = Form::whole(request.connection);
                 let mut writer = self.writer(turn, &view, &date, form);
                 request.answer(scans, silent, &mut writer);
+                self.meter.end(piece);
                 self.listings.release();
                 let via = match (view.solo(), self.api.cores) {
                     (false, _) => Via::Forwarded,
@@ -1258,7 +1281,9 @@ impl Service for Rc<Core> {
             Job::Batch(mut request) => {
                 let recording = turn.recording.as_ref();
                 turn.exchange.context = recording.map(|recorded| recorded.begun.context);
+                let piece = self.meter.begin_lightly(Work::Jobs);
                 let asked = request.ask(&self.api, &mut turn.exchange, now);
+                self.meter.end(piece);
                 turn.exchange.context = None;
                 let entries = match asked {
                     Ok(entries) => entries,
@@ -1288,7 +1313,9 @@ impl Service for Rc<Core> {
                     connection: request.connection,
                     head_only: false,
                 };
+                let piece = self.meter.begin_lightly(Work::Jobs);
                 request.answer(&entries, exchange, &mut writer, now);
+                self.meter.end(piece);
                 let via = exchange.furthest(self.api.core);
                 turn.exchange.reset();
                 let operation = request.kind.operation();

@@ -6,13 +6,14 @@
 //! [`ERRANDS_MAX`] outstanding at each core, which its mailbox has room for.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Core, wall_time};
 use crate::clock::Version;
 use crate::hash::PartitionId;
 use crate::runtime::{self, Giver};
-use crate::store::HotKey;
+use crate::store::{HotKey, Shard};
+use crate::telemetry::work::Work;
 
 /// How many errands one core may have at once.
 pub const ERRANDS_MAX: usize = 4;
@@ -20,8 +21,14 @@ pub const ERRANDS_MAX: usize = 4;
 /// One eviction cycle evicts one value of so many, at least one.
 const EVICTED_SHARE: usize = 64;
 
-/// How many values are evicted, or reaped, before others have their turn.
-const STEPS: usize = 512;
+/// How many values are evicted, removed or looked at between two looks at the clock.
+const STEPS: usize = 16;
+
+/// The same of what was cleared: each time a partition is looked through from its start.
+const CLEAR_STEPS: usize = 128;
+
+/// How long one tick goes on removing what was cleared.
+const CLEAR_MAX: Duration = Duration::from_millis(10);
 
 /// See the module's comment.
 #[derive(Debug)]
@@ -80,7 +87,7 @@ impl Core {
                 done.give(());
             }),
             Errand::Expire(done) => runtime::spawn(async move {
-                core.reap().await;
+                core.reap(Duration::MAX).await;
                 done.give(());
             }),
             Errand::Stamp(told) => {
@@ -106,33 +113,29 @@ impl Core {
         let started = Instant::now();
         let shard_len = self.cluster.borrow().local().shard().len();
         let mut left = shard_len.div_ceil(EVICTED_SHARE);
-        while left > 0 {
-            let evicted = {
-                let mut cluster = self.cluster.borrow_mut();
-                cluster.local_mut().shard_mut().evict(left.min(STEPS))
-            };
-            if evicted == 0 {
-                break;
-            }
+        let evict = |shard: &mut Shard| {
+            let evicted = shard.evict(left.min(STEPS));
             left -= evicted;
-            runtime::yield_to_io().await;
-        }
+            left > 0 && evicted > 0
+        };
+        self.in_slices(Work::Evict, Duration::MAX, evict).await;
         let took = started.elapsed().as_nanos() as u64;
         self.counters.evictions.record(took, 1);
     }
 
-    /// Forgets what has expired, in steps between which others have their turn.
-    pub(super) async fn reap(&self) {
-        loop {
-            let more = {
-                let mut cluster = self.cluster.borrow_mut();
-                cluster.local_mut().shard_mut().reap(wall_time(), STEPS)
-            };
-            if !more {
-                return;
-            }
-            runtime::yield_to_io().await;
-        }
+    /// Forgets what has expired, for so long at most.
+    pub(super) async fn reap(&self, limit: Duration) {
+        let now = wall_time();
+        self.in_slices(Work::Expire, limit, |shard| shard.reap(now, STEPS))
+            .await;
+    }
+
+    /// Removes some of what was cleared.
+    pub(super) async fn clear(&self) {
+        self.in_slices(Work::Clear, CLEAR_MAX, |shard| {
+            shard.clear_step(CLEAR_STEPS)
+        })
+        .await;
     }
 
     fn own_partitions(&self, from: PartitionId) -> impl Iterator<Item = PartitionId> {
@@ -153,7 +156,9 @@ impl Core {
                 found.next = Some(partition);
                 break;
             }
+            let piece = self.meter.begin(Work::Scan);
             let keys = self.keys_of(partition);
+            self.meter.end(piece);
             if !keys.is_empty() {
                 keys_len += keys.len();
                 found.partitions.push((partition, keys));

@@ -12,5 +12,7 @@ pub mod peering;
 pub mod readiness;
 mod recording;
 pub mod security;
+mod slices;
 mod spread;
+mod stalls;
 pub mod verifying;

@@ -37,6 +37,7 @@ use crate::peer::client::{Client, Dialing};
 use crate::peer::{DRAIN_PATH, KEYS_PATH, MEMBERSHIP_PATH, OPERATIONS_PATH, keys};
 use crate::runtime::{self, Listener, Resumed, Steering, Stream, Wait, Watch, handoff};
 use crate::telemetry::trace::Begun;
+use crate::telemetry::work::Work;
 use crate::tls;
 
 /// Peer connections one core serves: with each node of a cluster as large as may be, one.
@@ -193,6 +194,10 @@ async fn carry(core: Rc<Core>, node: NodeIx, lane: Lane, state: Rc<LinkState>) {
         if let Some(calling) = calling {
             core.end_call(calling, answered.is_err());
         }
+        let piece = match lane {
+            Lane::Data => core.meter.begin_lightly(Work::PeerAnswers),
+            Lane::Bulk => core.meter.begin(Work::PeerAnswers),
+        };
         let now = wall_time();
         match answered {
             Ok(answer) => {
@@ -210,6 +215,7 @@ async fn carry(core: Rc<Core>, node: NodeIx, lane: Lane, state: Rc<LinkState>) {
             }
         }
         core.after_cluster();
+        core.meter.end(piece);
     }
 }
 
@@ -425,7 +431,8 @@ impl Service for PeerService {
                     Some((own, cores)) if cores == core.api.cores && own == core.api.core => {
                         let mut answer = std::mem::take(&mut turn.answers.scratch);
                         answer.clear();
-                        let now = wall_time();
+                        let piece = core.meter.begin_lightly(Work::PeerFrames);
+                        let now = core.meter.began_at(&piece);
                         let served = core.cluster.borrow_mut().serve(&body, now, &mut answer);
                         match served {
                             Ok(()) => self.answer(turn, form, Ok(&answer)),
@@ -436,6 +443,7 @@ impl Service for PeerService {
                             core.end_serving(begun, body.len(), answer);
                         }
                         turn.answers.scratch = answer;
+                        core.meter.end(piece);
                         return None;
                     }
                     Some((own, cores)) if cores == core.api.cores => {

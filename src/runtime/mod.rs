@@ -54,7 +54,9 @@ pub use self::memory::memory_limit_bytes;
 pub use self::orphans::{adopts_orphans, reap_orphans};
 use self::pending::Phase;
 pub use self::pending::dropped_pending_io;
-pub use self::process::{ProcessUsage, Throttling, process_usage, thread_cpu, throttling};
+pub use self::process::{
+    ProcessUsage, Throttling, process_usage, thread_cpu, thread_waited, throttling,
+};
 pub use self::resolve::resolve;
 pub use self::segment::Segment;
 pub use self::sockets::{

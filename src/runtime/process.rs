@@ -71,6 +71,16 @@ pub fn thread_cpu() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
+/// For how long the calling thread was ready to run and had to wait for a CPU.
+pub fn thread_waited() -> Duration {
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(waited_ns(&schedstat).unwrap_or(0))
+}
+
+fn waited_ns(schedstat: &str) -> Option<u64> {
+    schedstat.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// The unit of times in `/proc/self/stat`, which Linux has fixed for user space.
 const TICKS_PER_SECOND: u64 = 100;
 
@@ -121,6 +131,12 @@ mod tests {
         assert!(usage.virtual_bytes >= usage.resident_bytes, "{usage:?}");
         assert!(usage.threads > 0 && usage.open_descriptors > 2, "{usage:?}");
         assert!(usage.started_s > 1_500_000_000, "{usage:?}");
+    }
+
+    #[test]
+    fn what_a_thread_waited_is_the_second_number() {
+        assert_eq!(waited_ns("5000 321 7\n"), Some(321));
+        assert_eq!(waited_ns(""), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::histogram::Histogram;
 use super::latency::Latencies;
+use super::work::WorkCounters;
 
 /// A number that one thread changes and others read.
 #[derive(Debug, Default)]
@@ -135,4 +136,6 @@ pub struct CoreCounters {
     pub latencies: Latencies,
     /// How long eviction cycles took that were asked for.
     pub evictions: Histogram,
+    /// How long it worked in one piece.
+    pub work: WorkCounters,
 }

@@ -17,3 +17,4 @@ pub mod security;
 pub mod snapshot;
 pub mod table;
 pub mod trace;
+pub mod work;

@@ -9,6 +9,7 @@ use super::latency::{Operation, Via};
 use super::logs;
 use super::metric::{Kind, Metric, Point, Read, Unit, Value};
 use super::snapshot::{CoreCounts, Snapshot};
+use super::work::{LONG, Work, WorkCells};
 
 type OfCore = fn(&CoreCounts) -> u64;
 type OfNode = fn(&Snapshot) -> u64;
@@ -228,6 +229,9 @@ pub const METRICS: &[Metric] = &[
     per_core("core_cpu", "CPU time of the core's thread", Kind::Counter, Unit::Microseconds, |c| c.counters.cpu_us.get()),
     per_core("stall", "How late the core's housekeeping came, in all", Kind::Counter, Unit::Microseconds, |c| c.counters.stall_us.get()),
     per_core("stall_max", "The latest it came within the last minute", Kind::Gauge, Unit::Microseconds, |c| c.counters.stall_us_max.get()),
+    metric("work_longest", "The longest that the core worked in one piece within the last minute, by kind of work", Kind::Gauge, Unit::Microseconds, Read::Points(|s| work_by_core(s, |cells| cells.longest_us.get()))),
+    metric("work_longest_cpu", "The most CPU time that one such piece took", Kind::Gauge, Unit::Microseconds, Read::Points(|s| work_by_core(s, |cells| cells.longest_cpu_us.get()))),
+    metric("work_long", "Pieces of work that had the CPU for longer than the label says", Kind::Counter, Unit::None, Read::Points(long_work)),
     per_core("mailbox_depth", "Messages of other cores that wait", Kind::Gauge, Unit::None, |c| c.mailbox_depth),
     per_core("slow_requests", "Requests that took longer than HYPERCACHE_SLOW_REQUEST", Kind::Counter, Unit::None, |c| c.counters.slow_requests.get()),
     // Credentials, certificates, the management listener.
@@ -353,6 +357,37 @@ fn latencies(snapshot: &Snapshot) -> Vec<Point> {
         value: Value::Histogram(counts),
     };
     shown.map(point).collect()
+}
+
+/// A number of each kind of work on each core.
+fn work_by_core(snapshot: &Snapshot, read: fn(&WorkCells) -> u64) -> Vec<Point> {
+    let cores = snapshot.cores.iter().enumerate();
+    let of_core = |(core, counts): (usize, &CoreCounts)| {
+        Work::ALL.map(|work| Point {
+            labels: vec![
+                ("core", core.to_string().into()),
+                ("work", work.name().into()),
+            ],
+            value: Value::Number(read(counts.counters.work.of(work))),
+        })
+    };
+    cores.flat_map(of_core).collect()
+}
+
+/// How many pieces of each kind of work were long, on all cores.
+fn long_work(snapshot: &Snapshot) -> Vec<Point> {
+    let kinds = Work::ALL.into_iter();
+    let of_kind = |work: Work| {
+        LONG.iter().enumerate().map(move |(index, (_, over))| {
+            let cores = snapshot.cores.iter();
+            let counts = cores.map(|core| core.counters.work.of(work).long[index].get());
+            Point {
+                labels: vec![("work", work.name().into()), ("over", (*over).into())],
+                value: Value::Number(counts.sum()),
+            }
+        })
+    };
+    kinds.flat_map(of_kind).collect()
 }
 
 /// Fields of `/dist/metrics` that monitors expect and that are always 0 here: digests are

@@ -26,11 +26,11 @@ const COMPARES_MAX: usize = 1024;
 /// Partitions of one session that are being exchanged at once.
 const EXCHANGES_MAX: usize = 8;
 /// How many keys these partitions may have here, if it is more than one partition.
-const OPEN_KEYS_MAX: usize = 4 << 10;
+const OPEN_KEYS_MAX: usize = 2 << 10;
 /// Items that are offered to the other node at once.
-const OFFERS_MAX: usize = 1 << 10;
+const OFFERS_MAX: usize = 512;
 /// How many bytes their values may have, give or take an item.
-const OFFERED_BYTES_MAX: usize = 1 << 20;
+const OFFERED_BYTES_MAX: usize = 256 << 10;
 /// The entries of so many keys take no more than the digests of all leaves: a partition that
 /// has no more here is exchanged as a whole.
 const WHOLE_KEYS_MAX: usize = 25;

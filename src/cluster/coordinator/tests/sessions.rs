@@ -5,9 +5,10 @@ use super::*;
 use crate::cluster::message::{
     Items, Verdict, hashes, items, partition_digests, put_hash, put_partition_digests,
 };
-use crate::cluster::replica::{HANDED_BYTES_MAX, HANDED_ITEMS_MAX};
+use crate::cluster::replica::{HANDED_BYTES_MAX, HANDED_ITEMS_MAX, SCANNED_KEYS_MAX};
+use crate::cluster::retire::DROPPED_KEYS_MAX;
 use crate::hash::PARTITION_COUNT;
-use crate::store::Content;
+use crate::store::{Content, Digest};
 
 /// What the heads of a request and of its answer take, and more.
 const HEADS_BYTES: usize = 512;
@@ -126,9 +127,97 @@ impl Traffic {
 
 /// So many keys of one partition.
 fn keys_of_one_partition(count: usize) -> Vec<[u8; 8]> {
+    keys_of(5..6, count)
+}
+
+/// So many keys of these partitions together.
+fn keys_of(partitions: std::ops::Range<usize>, count: usize) -> Vec<[u8; 8]> {
     let keys = (0_u64..).map(u64::to_le_bytes);
-    let here = keys.filter(|key| KeyHash::of(key).partition().index() == 5);
+    let here = keys.filter(|key| partitions.contains(&KeyHash::of(key).partition().index()));
     here.take(count).collect()
+}
+
+#[test]
+fn one_frame_has_few_keys_looked_through_however_much_it_asks() {
+    const PARTITIONS: usize = 8;
+    let mut pair = Pair::new(0);
+    for key in keys_of(0..PARTITIONS, 2 * SCANNED_KEYS_MAX) {
+        pair.store(1, &key, 0, b"v");
+    }
+    let mut frame = vec![FORMAT];
+    for partition in PartitionId::all().take(PARTITIONS) {
+        let digest = Digest::default();
+        PeerOp::Compare { partition, digest }.encode(&mut frame);
+    }
+    let mut reply = Vec::new();
+    pair.nodes[1].serve(&frame, pair.now, &mut reply).unwrap();
+    let shard = pair.nodes[1].local().shard();
+    let lens = PartitionId::all().map(|partition| shard.stored_len(partition));
+    let largest = lens.max().unwrap();
+    let scanned = pair.keys_scanned()[1] as usize;
+    let bounds = SCANNED_KEYS_MAX - largest..=SCANNED_KEYS_MAX + largest;
+    assert!(bounds.contains(&scanned), "{scanned} not in {bounds:?}");
+    let answers = message::answers(&reply).unwrap().1;
+    let later = answers.filter(|body| {
+        let answer = Answer::decode(body.as_ref().copied().unwrap());
+        answer.unwrap() == Answer::Refused(Refusal::Later)
+    });
+    assert!(
+        later.count() >= PARTITIONS / 2 - 1,
+        "the others are asked again"
+    );
+}
+
+#[test]
+fn one_tick_removes_few_of_the_items_that_were_cleared() {
+    const ITEMS: usize = 3 * CLEAR_STEPS;
+    let mut pair = Pair::new(0);
+    for key in 0..ITEMS as u64 {
+        pair.store(0, &key.to_le_bytes(), 0, b"v");
+    }
+    let cluster = &mut pair.nodes[0];
+    cluster.local_mut().clear(Version::at(NOW).later(1));
+    let mut left = ITEMS;
+    while left > 0 {
+        pair.now = UnixMs(pair.now.0 + 20);
+        cluster.tick(pair.now);
+        let removed = left - cluster.local().shard().len();
+        assert!((1..=CLEAR_STEPS).contains(&removed), "{removed} of {left}");
+        left -= removed;
+    }
+}
+
+#[test]
+fn one_tick_drops_few_keys_of_a_partition_that_others_own() {
+    const KEYS: usize = 2 * DROPPED_KEYS_MAX + 10;
+    let keys = keys_of_one_partition(KEYS);
+    let partition = KeyHash::of(&keys[0]).partition();
+    let views = [0, 1].map(|me| view_of(me, 2, 1));
+    let view = views.iter().find(|view| !view.takes(view.me(), partition));
+    let view = view.unwrap();
+    let mut cluster = coordinator_of_size("n", view, 0);
+    let content = || Content::Value {
+        value: ValueIn::Bytes(b"v"),
+        expires_at: None,
+    };
+    for key in &keys {
+        let (hash, version) = (KeyHash::of(key), Version::at(NOW));
+        let local = cluster.local_mut();
+        let stored = local.apply(hash, key, version, Origin(7), content(), NOW);
+        stored.unwrap();
+    }
+    cluster.sync.retired.add(partition, SteadyMs(0));
+    let owner = view.owners(partition)[0];
+    cluster.sync.retired.in_step(partition, owner, true);
+    for second in 1..=3 {
+        cluster.steady.advance(UnixMs(NOW.0 + 1_000 * second));
+    }
+    let mut lens = Vec::new();
+    while cluster.sync.retired().contains(partition) {
+        cluster.drop_retired();
+        lens.push(cluster.local().shard().stored_len(partition));
+    }
+    assert_eq!(lens, [KEYS - DROPPED_KEYS_MAX, 10, 0]);
 }
 
 #[test]
@@ -162,7 +251,9 @@ fn a_partition_of_many_answers_is_sent_once_and_looked_through_once() {
     assert!(pair.in_step());
     assert!(traffic.frames > 4, "{traffic:?}");
     assert_eq!((traffic.items, traffic.entries), (KEYS, 0));
-    assert!(traffic.bytes < KEYS * (value.len() + 64) + (48 << 10));
+    // Each answer has room for few of the items that were asked for.
+    let asked = traffic.frames * HANDED_ITEMS_MAX * size_of::<u64>();
+    assert!(traffic.bytes < KEYS * (value.len() + 64) + asked + (48 << 10));
     assert_eq!(pair.keys_scanned(), [0, KEYS as u64]);
 }
 
