@@ -275,7 +275,7 @@ impl Input {
                     }
                 },
             };
-            if handled % FORESEEN_MAX == 0 && self.pending() > consumed {
+            if handled.is_multiple_of(FORESEEN_MAX) && self.pending() > consumed {
                 service.foresee(&self.buffer[self.start + consumed..]);
             }
             let job = match denied {

@@ -190,8 +190,8 @@ impl Copies {
     ) -> Option<ItemView<'_>> {
         let table = self.table.as_mut()?;
         let (set, way) = table.find(hash, key)?;
-        let outdated = |copied: &Box<Copied>| copied.is_outdated(now);
-        if table.places[set][way].as_ref().is_none_or(outdated) {
+        let outdated = |copied: &Copied| copied.is_outdated(now);
+        if table.places[set][way].as_deref().is_none_or(outdated) {
             table.remove(set, way);
             self.counts.outdated += 1;
             return None;

@@ -827,7 +827,7 @@ mod tests {
         for step in 0..STEPS {
             random = crate::hash::splitmix64(random);
             // Grows, shrinks, grows again.
-            let growing = step * 5 / STEPS % 2 == 0;
+            let growing = (step * 5 / STEPS).is_multiple_of(2);
             let bytes = [25, 64, 144, 500, 2000, 18_000][random as usize % 6];
             let bytes = bytes + (random >> 8) as usize % 8;
             if growing == (random >> 16).is_multiple_of(4) && !held.is_empty() {

@@ -3,6 +3,7 @@
 #![allow(
     dead_code,
     clippy::expect_used,
+    clippy::unwrap_used,
     clippy::zombie_processes,
     reason = "each test uses its part of it, and a failure here is a failed test"
 )]
