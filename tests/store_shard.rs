@@ -23,13 +23,6 @@ fn a_shard_without_room_for_anything_useful_is_refused_with_the_least_that_works
             ..roomy()
         });
         let bytes_min = refused.unwrap_err().bytes_min;
-        // S3-FIFO's ghost grows with the bound: the least may need a second look.
-        let refused = Shard::new(ShardConfig {
-            bytes_max: bytes_min,
-            eviction,
-            ..roomy()
-        });
-        let bytes_min = refused.err().map_or(bytes_min, |refused| refused.bytes_min);
         let config = ShardConfig {
             bytes_max: bytes_min,
             eviction,

@@ -195,14 +195,26 @@ impl Shard {
             leases: Leases::default(),
             ended: Ended::new(config.bytes_max),
         };
-        let bytes_min = FIXED_SHARE * shard.bytes().max(Slab::bytes_min());
-        if config.bytes_max < bytes_min {
-            return Err(ShardTooSmall {
-                bytes_max: config.bytes_max,
-                bytes_min,
-            });
+        let needs = |fixed: usize| FIXED_SHARE * fixed.max(Slab::bytes_min());
+        let bytes_max = config.bytes_max;
+        let mut bytes_min = needs(shard.bytes());
+        if bytes_max >= bytes_min {
+            return Ok(shard);
         }
-        Ok(shard)
+        // What the policy takes grows with the bound, though much slower.
+        let others = shard.bytes() - shard.policy.bytes();
+        loop {
+            let items = items_max.min(bytes_min / ITEM_BYTES_GUESS);
+            let policy = Evictor::new(config.eviction, items).bytes();
+            let more = needs(others + policy);
+            if more <= bytes_min {
+                return Err(ShardTooSmall {
+                    bytes_max,
+                    bytes_min,
+                });
+            }
+            bytes_min = more;
+        }
     }
 
     /// Reads a key: counts it, and marks the item as used. Allocates nothing.
