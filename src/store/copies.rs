@@ -22,7 +22,7 @@ use super::frequency::Frequency;
 use super::item::{ItemView, ValueView};
 use super::lease::Lease;
 use super::memory::malloc_charge;
-use super::shard::FORESEEN_MAX;
+use super::shard::{FORESEEN_MAX, ends_of};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
 
@@ -223,7 +223,9 @@ impl Copies {
             let set = table.set_of(*hash);
             let way = table.hashes[set].iter().position(|&known| known == hash.0);
             if let Some(copied) = way.and_then(|way| table.places[set][way].as_ref()) {
-                seen ^= copied.version.get();
+                // Each of these is on a line of its own.
+                let item = copied.view();
+                seen ^= u64::from(copied.lease.is_good()) ^ ends_of(item.key, item.value);
             }
         }
         std::hint::black_box(seen);
