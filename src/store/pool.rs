@@ -25,7 +25,7 @@
 //! * Sizes drift: a page stays taken while one block of it is in use. When as many blocks
 //!   of a size are free as a page has, one page of it can be *evacuated*: its items move
 //!   to other pages, at most one page of them at a time. The shard does so when it needs
-//!   room, and without need when a quarter of a size's blocks lie unused. Less than a page
+//!   room, and without need when a quarter of a size's blocks and a page more lie unused. Less than a page
 //!   of each size may stay unused: 5 MiB of a shard that has items of all large sizes.
 //!
 //! A region begins with its number, in a page that has no blocks, and is aligned to its
@@ -703,8 +703,13 @@ mod system {
     }
 
     /// Gives the memory of a page back, of which nothing is in use. Where the system's own
-    /// pages are larger than ours, that cannot be done, and the memory stays.
+    /// pages are larger than ours, that cannot be done: the memory stays until the page is used
+    /// again, and is not counted meanwhile.
     pub(super) fn give_back(page: NonNull<u8>, bytes: usize) {
+        // The system would round up, and take the neighbours' blocks with it.
+        if !bytes.is_multiple_of(rustix::param::page_size()) {
+            return;
+        }
         // SAFETY: the page is within a region and nothing in it is needed any more.
         let _ = unsafe { madvise(page.as_ptr().cast(), bytes, Advice::LinuxDontNeed) };
     }

@@ -527,7 +527,8 @@ impl Shard {
         self.tombstones.len()
     }
 
-    /// What it takes in memory, everything included.
+    /// What it takes in memory, everything included but leases, of which there are 64 K at most, and
+    /// values that are lent.
     #[inline]
     pub fn bytes(&self) -> usize {
         size_of::<Self>()

@@ -157,9 +157,10 @@ fn items(count: usize) -> io::Result<bool> {
         std::thread::sleep(Duration::from_secs(2));
         let after = (resident(&server)?, believed()?);
         let beyond = |bytes: u64| bytes as f64 / count as f64 - (KEY_BYTES + VALUE_BYTES) as f64;
-        let taken = beyond(after.0 - before.0);
+        let taken = beyond(after.0.saturating_sub(before.0));
         let believed = before.1.zip(after.1);
-        let believed = believed.map(|(before, after)| format!("{:.1}", beyond(after - before)));
+        let believed =
+            believed.map(|(before, after)| format!("{:.1}", beyond(after.saturating_sub(before))));
         let (mib, believed) = (after.0 >> 20, believed.unwrap_or_default());
         println!("| {name} | {mib} | {taken:.1} | {believed} |");
         if name == "hypercache" {
@@ -366,7 +367,7 @@ fn idle(count: usize) -> io::Result<bool> {
             connections.push(socket);
         }
         std::thread::sleep(Duration::from_secs(2));
-        let mib = (resident(&server)? - before) as f64 / f64::from(1 << 20);
+        let mib = resident(&server)?.saturating_sub(before) as f64 / f64::from(1 << 20);
         let kind = if tls { "under TLS" } else { "in the clear" };
         let use_made = if used { "used once" } else { "never used" };
         let name = format!("{count} idle connections {kind}, {use_made}, MiB");

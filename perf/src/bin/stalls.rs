@@ -138,6 +138,11 @@ impl Options {
                     let names = arguments.next().unwrap_or_default();
                     let wanted = |one: &Circumstance| names.split(',').any(|n| n == one.name());
                     options.only.retain(wanted);
+                    if options.only.len() != names.split(',').count() {
+                        return Err(io::Error::other(format!(
+                            "--only {names}: names not all known"
+                        )));
+                    }
                 }
                 _ => return Err(io::Error::other(format!("unknown argument {name}"))),
             }
