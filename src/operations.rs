@@ -269,9 +269,10 @@ impl Batch {
         }
     }
 
-    /// The reads whose items the sender would like to copy, each numbered; asked once.
-    pub fn take_copies_wanted(&mut self) -> Vec<usize> {
-        std::mem::take(&mut self.copies_wanted)
+    /// Whether the sender would like to copy what the operation numbered `index` finds.
+    #[inline]
+    pub fn wants_copy(&self, index: usize) -> bool {
+        !self.copies_wanted.is_empty() && self.copies_wanted.contains(&index)
     }
 
     /// Lets the sender copy what the operation numbered `index` has found.
@@ -360,6 +361,7 @@ pub struct Exchange {
     own_allotment: Option<Arc<Allotment>>,
     /// The recorded request to which the operations belong that are added.
     pub context: Option<Context>,
+    writes: bool,
 }
 
 impl Exchange {
@@ -378,6 +380,7 @@ impl Exchange {
             allotment,
             own_allotment: None,
             context: None,
+            writes: false,
         }
     }
 
@@ -397,6 +400,13 @@ impl Exchange {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty()
+    }
+
+    /// Whether an operation that writes was added since the last reset: what comes after it on
+    /// the same connection must not be answered before it.
+    #[inline]
+    pub fn has_writes(&self) -> bool {
+        self.writes
     }
 
     /// How many batches were filled since the last reset.
@@ -420,6 +430,7 @@ impl Exchange {
             unreachable!("an open batch has not been taken")
         };
         let key = append(&mut batch.arena, key);
+        self.writes |= !matches!(action, Action::Get);
         let action = match action {
             Action::Get => StoredAction::Get,
             Action::Delete => StoredAction::Delete,
@@ -593,6 +604,7 @@ impl Exchange {
     pub fn reset(&mut self) {
         self.open.fill(None);
         self.own_allotment = None;
+        self.writes = false;
         for mut batch in self.batches.drain(..).flatten() {
             batch.clear();
             if batch.arena.capacity() <= ARENA_BYTES_KEPT && self.spare.len() < self.open.len() {

@@ -37,7 +37,6 @@ fn what_was_acknowledged_is_read_through_every_core_from_then_on() {
     let mut reader = node.connect_to_core(0);
     writer.put(&path, b"0");
     heat(&node, &mut reader, &path);
-    let hits = node.metric("hot_copy_hits_total");
     for value in 1..500_u64 {
         writer.put(&path, value.to_string().as_bytes());
         assert_eq!(number(&reader.get(&path)), value);
@@ -50,6 +49,7 @@ fn what_was_acknowledged_is_read_through_every_core_from_then_on() {
     assert_eq!(reader.get(&path).status, 404);
     writer.put(&path, b"501");
     assert_eq!(number(&reader.get(&path)), 501);
+    let hits = node.metric("hot_copy_hits_total");
     while node.metric("hot_copy_hits_total") == hits {
         reader.get(&path);
     }
@@ -57,6 +57,34 @@ fn what_was_acknowledged_is_read_through_every_core_from_then_on() {
     let management = &mut node.connect_management();
     assert_eq!(management.post("/clear", "").status, 200);
     assert_eq!(reader.get(&path).status, 404);
+}
+
+/// Requests that arrive together are answered as if one came after the other, and a copy
+/// that came of them is of what was written last.
+#[test]
+fn a_read_sees_the_write_before_it_on_its_connection() {
+    let node = Node::start(&[]);
+    let path = format!("/v1/cache/{}", key_on(1, "order"));
+    let mut client = node.connect_to_core(0);
+    let mut other = node.connect_to_core(0);
+    client.put(&path, b"0");
+    heat(&node, &mut client, &path);
+    for round in 0..500_u64 {
+        let (first, second) = (2 * round + 1, 2 * round + 2);
+        let mut batch = node::request("GET", &path, "", b"");
+        for value in [first, second] {
+            let value = value.to_string();
+            batch.extend(node::request("PUT", &path, "", value.as_bytes()));
+            batch.extend(node::request("GET", &path, "", b""));
+        }
+        client.send(&batch);
+        assert_eq!(number(&client.answer()), 2 * round);
+        for value in [first, second] {
+            assert_eq!(client.answer().status, 200);
+            assert_eq!(number(&client.answer()), value);
+        }
+        assert_eq!(number(&other.get(&path)), second);
+    }
 }
 
 /// Readers on the other core, each by itself, never see an older value after a newer one,

@@ -13,7 +13,7 @@ use super::owners::{OwnerIds, origin_name};
 use super::turn::Subject;
 use super::{Answers, Api, ApiError, Moment, Turn, Writer, key_text};
 use crate::clock::UnixMs;
-use crate::cluster::{Coordinator, View};
+use crate::cluster::{Consistency, Coordinator, View};
 use crate::duration::GoDuration;
 use crate::http::{Connection, Head, Query, Status, percent_decode, push_number};
 use crate::operations::{Action, Found, Operation, Outcome};
@@ -232,12 +232,16 @@ pub fn serve(
             consistency,
             ..
         } = operation;
-        if let Some(outcome) = cluster.get_copy(hash, key, consistency, moment.now) {
+        // A copy would overtake a write of this connection that still waits.
+        if !turn.exchange.has_writes()
+            && let Some(outcome) = cluster.get_copy(hash, key, consistency, moment.now)
+        {
             answer_now(api, key, outcome, render, turn, connection, moment);
             return;
         }
     }
-    let wants_copy = reads && owner != api.core && cluster.wants_copy(operation.hash);
+    let may_copy = operation.consistency == Consistency::One || moment.view.solo();
+    let wants_copy = reads && owner != api.core && may_copy && cluster.wants_copy(operation.hash);
     let ticket = turn.exchange.add(owner, operation);
     if wants_copy {
         turn.exchange.want_copy(ticket);

@@ -660,7 +660,10 @@ impl Coordinator {
             }
             self.context = batch.context(index);
             match self.start(batch.operation(index), (slot, index), now) {
-                Some(outcome) => batch.finish(index, outcome),
+                Some(outcome) => {
+                    batch.finish(index, outcome);
+                    self.lend(&mut batch, index, now);
+                }
                 None => {
                     batch.forwarded(index);
                     open += 1;
@@ -668,7 +671,6 @@ impl Coordinator {
             }
         }
         self.context = None;
-        self.lend(&mut batch, now);
         if open == 0 {
             self.batches_free.push(slot);
             return Some(batch);
@@ -677,20 +679,22 @@ impl Coordinator {
         None
     }
 
-    /// Gives the leases that a batch asks for, of what this core answers alone. What it has
-    /// answered just now is still so.
-    fn lend(&mut self, batch: &mut Batch, now: UnixMs) {
-        for index in batch.take_copies_wanted() {
-            let operation = batch.operation(index);
-            let (hash, consistency) = (operation.hash, operation.consistency);
-            if !self.answers_alone(hash.partition(), consistency) {
-                continue;
-            }
-            let any_level = self.view.solo();
-            let lease = self.local.lend(hash, operation.key, any_level, now);
-            if let Some(lease) = lease {
-                batch.lend(index, lease);
-            }
+    /// Gives the lease of what an operation has found just now, if the batch asks for it and this
+    /// core has answered alone. At once: the next operation may write the same key.
+    #[inline]
+    fn lend(&mut self, batch: &mut Batch, index: usize, now: UnixMs) {
+        if !batch.wants_copy(index) {
+            return;
+        }
+        let operation = batch.operation(index);
+        let (hash, consistency) = (operation.hash, operation.consistency);
+        if !self.answers_alone(hash.partition(), consistency) {
+            return;
+        }
+        let any_level = self.view.solo();
+        let lease = self.local.lend(hash, operation.key, any_level, now);
+        if let Some(lease) = lease {
+            batch.lend(index, lease);
         }
     }
 

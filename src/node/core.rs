@@ -555,8 +555,9 @@ impl Core {
                     Message::Adopt(stream) => {
                         self.spread.arrived(self.api.core);
                         match runtime::Stream::from_std(stream) {
-                            Ok(stream) => self.take_in(stream),
-                            Err(_) => self.end_counted(self.api.core),
+                            // It comes as late as one that the listener had not accepted.
+                            Ok(stream) if !self.deadlines.stopping() => self.take_in(stream),
+                            _ => self.end_counted(self.api.core),
                         }
                     }
                     Message::View(view, _) => self.set_view(view),

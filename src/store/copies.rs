@@ -51,8 +51,14 @@ const CONSIDER: u8 = 4;
 /// How many copies a core asks for between two ticks.
 const ASKS_PER_TICK: u32 = 1024;
 
-/// After so many ticks every copy was looked at.
+/// After so many ticks every copy was looked at, where there are not very many.
 const SWEEP_TICKS: usize = 8;
+
+/// How many sets a tick looks at, at most.
+const SWEPT_SETS_MAX: usize = 512;
+
+/// One copy may take one part in so many of what all may.
+const COPY_SHARE: usize = 16;
 
 /// One of so many uses is told to the owner.
 const TELL: u32 = super::HOT_KEYS_SAMPLE as u32;
@@ -205,7 +211,8 @@ impl Copies {
         }
         table.until_told -= 1;
         if table.until_told == 0 {
-            table.until_told = TELL;
+            // At random, so that regular patterns hide nothing.
+            table.until_told = 1 + (table.random >> 16) % (2 * TELL - 1);
             copied.lease.note_use();
         }
         self.counts.hits += 1;
@@ -261,12 +268,15 @@ impl Copies {
             origin: item.origin,
         });
         let charge = copied.charge();
-        let (set, way) = match table.find(hash, item.key) {
-            Some(place) => place,
-            None => table.least_used(hash),
+        let place = table.find(hash, item.key);
+        let Some((set, way)) = place.or_else(|| table.least_used(hash)) else {
+            return;
         };
-        table.remove(set, way);
-        if table.bytes + charge <= table.bytes_max {
+        let left = table.places[set][way].as_ref();
+        let freed = left.map_or(0, |copied| copied.charge());
+        let fits = table.bytes - freed + charge <= table.bytes_max;
+        if fits && charge <= table.bytes_max / COPY_SHARE {
+            table.remove(set, way);
             table.hashes[set][way] = hash.0;
             table.places[set][way] = Some(copied);
             table.used[set] |= 1 << way;
@@ -284,7 +294,8 @@ impl Copies {
         };
         table.asks_left = ASKS_PER_TICK;
         let sets = table.places.len();
-        for set in table.next_swept..table.next_swept + sets / SWEEP_TICKS {
+        let end = (table.next_swept + (sets / SWEEP_TICKS).min(SWEPT_SETS_MAX)).min(sets);
+        for set in table.next_swept..end {
             for way in 0..WAYS {
                 let place = table.places[set][way].as_ref();
                 if place.is_some_and(|copied| copied.is_outdated(now)) {
@@ -293,7 +304,7 @@ impl Copies {
                 }
             }
         }
-        table.next_swept = (table.next_swept + sets / SWEEP_TICKS) % sets;
+        table.next_swept = end % sets;
     }
 
     /// How many there are.
@@ -360,27 +371,35 @@ impl Table {
     /// A place is taken from a key that was used less than half as much, and by a margin: were
     /// equals to take turns, each turn would cost a copy and bring nothing.
     fn has_place_for(&mut self, hash: KeyHash, uses: u8) -> bool {
-        let set = self.set_of(hash);
-        if self.asks_left == 0 || self.used[set] == FULL && !uses.is_multiple_of(CONSIDER) {
+        let is_full = self.used[self.set_of(hash)] == FULL || self.is_short();
+        if self.asks_left == 0 || is_full && !uses.is_multiple_of(CONSIDER) {
             return false;
         }
-        let pays = self.used[set] != FULL || {
-            let (_, way) = self.least_used(hash);
-            2 * u16::from(self.uses(set, way)) + u16::from(USES_MIN) < u16::from(uses)
+        let Some((set, way)) = self.least_used(hash) else {
+            return false;
         };
+        let pays =
+            !is_full || 2 * u16::from(self.uses(set, way)) + u16::from(USES_MIN) < u16::from(uses);
         self.asks_left -= u32::from(pays);
         pays
     }
 
-    /// The place in a key's set that is free or used least.
-    fn least_used(&self, hash: KeyHash) -> (usize, usize) {
+    /// Whether another copy, though a small one, would go over the bound.
+    fn is_short(&self) -> bool {
+        self.bytes + BYTES_PER_PLACE > self.bytes_max
+    }
+
+    /// The place in a key's set that is free, if there are bytes for another copy, or else
+    /// that of the copy used least.
+    fn least_used(&self, hash: KeyHash) -> Option<(usize, usize)> {
         let set = self.set_of(hash);
         let free = (!self.used[set]).trailing_zeros() as usize;
-        if free < WAYS {
-            return (set, free);
+        if free < WAYS && !self.is_short() {
+            return Some((set, free));
         }
-        let way = (0..WAYS).min_by_key(|&way| self.uses(set, way));
-        (set, way.unwrap_or(0))
+        let taken = (0..WAYS).filter(|way| self.used[set] & 1 << way != 0);
+        let way = taken.min_by_key(|&way| self.uses(set, way))?;
+        Some((set, way))
     }
 
     fn uses(&self, set: usize, way: usize) -> u8 {
@@ -554,12 +573,16 @@ mod tests {
         let mut copies = Copies::new(8 << 20);
         put(&mut shard, b"key", 1, b"value", None);
         copy(&mut copies, &mut shard, b"key", false);
-        for _ in 0..3 * TELL {
+        for _ in 0..300 * TELL {
             read(&mut copies, b"key", NOW).unwrap();
         }
         let mut told = Vec::new();
         shard.sweep_leases(|_, key, uses| told.push((key.to_vec(), uses)));
-        assert_eq!(told, [(b"key".to_vec(), 3)]);
+        let [(key, uses)] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert_eq!(key, b"key");
+        assert!((200..400).contains(uses), "{uses}");
         assert_eq!(shard.leases(), (1, 0));
         drop(copies);
         shard.sweep_leases(|_, _, _| unreachable!("nothing was used since"));

@@ -136,7 +136,9 @@ impl Node {
             rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
         };
         let value = |line: &str| line.rsplit_once(' ')?.1.parse::<f64>().ok();
-        metrics.lines().filter(of_it).filter_map(value).sum::<f64>() as u64
+        let values: Vec<f64> = metrics.lines().filter(of_it).filter_map(value).collect();
+        assert!(!values.is_empty(), "there is no metric {name}");
+        values.iter().sum::<f64>() as u64
     }
 
     /// A connection served by the core with this number, chosen by its source port.
