@@ -49,10 +49,7 @@ fn what_was_acknowledged_is_read_through_every_core_from_then_on() {
     assert_eq!(reader.get(&path).status, 404);
     writer.put(&path, b"501");
     assert_eq!(number(&reader.get(&path)), 501);
-    let hits = node.metric("hot_copy_hits_total");
-    while node.metric("hot_copy_hits_total") == hits {
-        reader.get(&path);
-    }
+    heat(&node, &mut reader, &path);
     assert!(node.metric("hot_leases_revoked_total") > 0);
     let management = &mut node.connect_management();
     assert_eq!(management.post("/clear", "").status, 200);

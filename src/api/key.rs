@@ -208,71 +208,46 @@ pub fn serve(
         key_bytes: operation.key.len() as u16,
     });
     let owner = partition.core(api.cores);
-    if owner == api.core {
-        let Operation {
-            hash,
-            key,
-            consistency,
-            ..
-        } = operation;
-        let outcome = match operation.action {
-            Action::Get => cluster.get_here(hash, key, consistency, moment.now),
-            _ => cluster.write_here(&operation, moment.now),
-        };
-        if let Some(outcome) = outcome {
-            answer_now(api, key, outcome, render, turn, connection, moment);
-            return;
-        }
-    }
+    let Operation {
+        hash,
+        key,
+        consistency,
+        ..
+    } = operation;
+    let is_own = owner == api.core;
     let reads = matches!(operation.action, Action::Get);
-    if reads && owner != api.core {
-        let Operation {
-            hash,
-            key,
-            consistency,
-            ..
-        } = operation;
+    let outcome = match (is_own, reads) {
+        (true, true) => cluster.get_here(hash, key, consistency, moment.now),
+        (true, false) => cluster.write_here(&operation, moment.now),
         // A copy would overtake a write of this connection that still waits.
-        if !turn.exchange.has_writes()
-            && let Some(outcome) = cluster.get_copy(hash, key, consistency, moment.now)
-        {
-            answer_now(api, key, outcome, render, turn, connection, moment);
-            return;
+        (false, true) if !turn.exchange.has_writes() => {
+            cluster.get_copy(hash, key, consistency, moment.now)
         }
+        (false, _) => None,
+    };
+    if let Some(outcome) = outcome {
+        if let Some(recording) = &mut turn.recording {
+            recording.note(key, render, &outcome);
+        }
+        let mut writer = Writer {
+            answers: &mut turn.answers,
+            facts: &api.facts,
+            view: moment.view,
+            date: moment.date,
+            connection,
+            head_only: matches!(render, Render::Head),
+        };
+        render.answer(&mut writer, key, outcome, moment.now);
+        turn.tally.count(render.operation(), Via::Local);
+        return;
     }
-    let may_copy = operation.consistency == Consistency::One || moment.view.solo();
-    let wants_copy = reads && owner != api.core && may_copy && cluster.wants_copy(operation.hash);
+    let may_copy = consistency == Consistency::One || moment.view.solo();
+    let wants_copy = reads && !is_own && may_copy && cluster.wants_copy(hash);
     let ticket = turn.exchange.add(owner, operation);
     if wants_copy {
         turn.exchange.want_copy(ticket);
     }
     turn.leave_gap(ticket, render, connection);
-}
-
-/// Answers an operation that needed no other core.
-#[inline]
-fn answer_now(
-    api: &Api,
-    key: &[u8],
-    outcome: Outcome<ValueView<'_>>,
-    render: Render,
-    turn: &mut Turn,
-    connection: Connection,
-    moment: Moment<'_>,
-) {
-    if let Some(recording) = &mut turn.recording {
-        recording.note(key, render, &outcome);
-    }
-    let mut writer = Writer {
-        answers: &mut turn.answers,
-        facts: &api.facts,
-        view: moment.view,
-        date: moment.date,
-        connection,
-        head_only: matches!(render, Render::Head),
-    };
-    render.answer(&mut writer, key, outcome, moment.now);
-    turn.tally.count(render.operation(), Via::Local);
 }
 
 impl Render {

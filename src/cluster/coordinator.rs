@@ -579,20 +579,19 @@ impl Coordinator {
         Some(Outcome::Found(item.into()))
     }
 
-    /// Some of these keys, of whichever core, may be asked for soon.
-    pub fn foresee(&self, hashes: &[KeyHash]) {
-        for some in hashes.chunks(FORESEEN_MAX) {
-            let mut own = ([KeyHash(0); FORESEEN_MAX], 0);
-            let mut others = own;
-            for &hash in some {
-                let is_own = hash.partition().core(self.config.cores) == self.config.core;
-                let (list, count) = if is_own { &mut own } else { &mut others };
-                list[*count] = hash;
-                *count += 1;
+    /// Some of these keys, of whichever core, may be asked for soon. Those of this core come
+    /// first when this returns.
+    pub fn foresee(&self, hashes: &mut [KeyHash]) {
+        let mut own = 0;
+        for index in 0..hashes.len() {
+            if hashes[index].partition().core(self.config.cores) == self.config.core {
+                hashes.swap(own, index);
+                own += 1;
             }
-            self.local.shard().foresee(&own.0, own.1);
-            self.copies.foresee(&others.0, others.1);
         }
+        let (own, others) = hashes.split_at(own);
+        self.local.shard().foresee(own);
+        self.copies.foresee(others);
     }
 
     /// Whether to ask for a copy of a key's item, now that it has to be read from its core.
@@ -656,7 +655,7 @@ impl Coordinator {
             if index.is_multiple_of(FORESEEN_MAX) && index + 1 < batch.len() {
                 let mut hashes = [KeyHash(0); FORESEEN_MAX];
                 let count = batch.hashes_from(index, &mut hashes);
-                self.local.shard().foresee(&hashes, count);
+                self.local.shard().foresee(&hashes[..count]);
             }
             self.context = batch.context(index);
             match self.start(batch.operation(index), (slot, index), now) {
@@ -692,8 +691,8 @@ impl Coordinator {
             return;
         }
         let any_level = self.view.solo();
-        let lease = self.local.lend(hash, operation.key, any_level, now);
-        if let Some(lease) = lease {
+        let shard = self.local.shard_mut();
+        if let Some(lease) = shard.lend(hash, operation.key, any_level, now) {
             batch.lend(index, lease);
         }
     }

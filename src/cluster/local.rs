@@ -1,11 +1,9 @@
 //! One core's items and the clock that stamps their versions.
 
-use std::sync::Arc;
-
 use crate::clock::{HybridClock, Origin, UnixMs, Version};
 use crate::hash::KeyHash;
 use crate::store::{
-    Applied, Content, HotKeys, ItemView, Lease, Resident, Shard, TooLarge, ValueIn, Write,
+    Applied, Content, HotKeys, ItemView, Resident, Shard, TooLarge, ValueIn, Write,
 };
 
 /// The items of one core, and its clock. Invariant: the clock is behind nothing
@@ -84,17 +82,6 @@ impl LocalStore {
     pub fn get(&mut self, hash: KeyHash, key: &[u8], now: UnixMs) -> Option<ItemView<'_>> {
         self.hot.touch(hash, key);
         self.shard.get(hash, key, now)
-    }
-
-    /// Gives the lease of a key's item to another core, for reads at any level or at ONE.
-    pub fn lend(
-        &mut self,
-        hash: KeyHash,
-        key: &[u8],
-        any_level: bool,
-        now: UnixMs,
-    ) -> Option<Arc<Lease>> {
-        self.shard.lend(hash, key, any_level, now)
     }
 
     /// Hears of what other cores have read from their copies.

@@ -137,24 +137,6 @@ pub fn push_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&digits[..count]);
 }
 
-/// What the head of a frequent answer begins with; its length follows.
-trait Start {
-    const BYTES: &'static [u8];
-}
-
-struct OctetsStart;
-struct JsonStart;
-
-impl Start for OctetsStart {
-    const BYTES: &'static [u8] =
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: ";
-}
-
-impl Start for JsonStart {
-    const BYTES: &'static [u8] =
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ";
-}
-
 /// The head of the most frequent answer: 200 with opaque bytes.
 #[inline]
 pub fn write_ok_octets(
@@ -163,7 +145,9 @@ pub fn write_ok_octets(
     content_length: usize,
     connection: Connection,
 ) {
-    write_ok::<OctetsStart>(out, date, content_length, connection);
+    const START: &[u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: ";
+    write_ok(START, out, date, content_length, connection);
 }
 
 /// The head of the answer to most writes: 200 with JSON.
@@ -174,21 +158,23 @@ pub fn write_ok_json(
     content_length: usize,
     connection: Connection,
 ) {
-    write_ok::<JsonStart>(out, date, content_length, connection);
+    const START: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ";
+    write_ok(START, out, date, content_length, connection);
 }
 
 /// Puts the head together from pieces whose lengths are known, but for that of the number, and
-/// appends it at once.
-#[inline]
-fn write_ok<S: Start>(
+/// appends it at once. Always inlined: then the length of `start` is known.
+#[inline(always)]
+fn write_ok(
+    start: &'static [u8],
     out: &mut Vec<u8>,
     date: &HttpDate,
     content_length: usize,
     connection: Connection,
 ) {
     let mut head = [0_u8; 192];
-    let mut end = S::BYTES.len();
-    head[..end].copy_from_slice(S::BYTES);
+    let mut end = start.len();
+    head[..end].copy_from_slice(start);
     end += write_number(&mut head[end..], content_length as u64);
     head[end..end + DATE_FIELD_BYTES].copy_from_slice(&date.0);
     end += DATE_FIELD_BYTES;

@@ -1187,7 +1187,7 @@ impl Service for Rc<Core> {
             .zip(keys)
             .map(|(hash, key)| *hash = KeyHash::of(key))
             .count();
-        self.cluster.borrow().foresee(&hashes[..count]);
+        self.cluster.borrow().foresee(&mut hashes[..count]);
     }
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {

@@ -2,18 +2,20 @@
 //!
 //! A core counts how often its clients read keys of other cores ([`Frequency`]). Of one that is
 //! read often it asks the owner, together with the read itself, for a copy and its
-//! [`Lease`]; from then on it answers alone, until the lease is revoked or the item expires. What makes
-//! that as good as asking the owner is written in [`lease`](super::lease).
+//! [`Lease`]; from then on it answers alone, until the lease is revoked or the item expires.
+//! What makes that as good as asking the owner is written in [`lease`](super::lease).
 //!
-//! Copies live in a table of sets of [`WAYS`] places. A key has one set. In a full set a
-//! copy gives way to a key that was used more often than the least used there, so a load that
-//! uses all keys alike leaves copies where they are. At most [`ASKS_PER_TICK`] copies are
+//! Copies live in a table of sets of [`WAYS`] places. A key has one set. In a full set, or when
+//! bytes are short, a copy gives way to a key that was used more than twice as often as the least
+//! used there, so a load that uses all keys alike leaves them where they are. At most
+//! [`ASKS_PER_TICK`] copies are
 //! asked for between two ticks, so that keys written as often as they are read, or a
 //! changing working set, cost little.
 //!
-//! Bounds: places, of which there are more the more bytes copies may take, and [`Copies::new`]'s bytes; who finds no room has no copy. A core
-//! alone, or with too little memory, has none at all. Revoked copies are dropped when
-//! they are met, and by the tick within [`SWEEP_TICKS`] ticks.
+//! Bounds: places, of which there are more the more bytes copies may take (up to [`SETS_MAX`]
+//! sets), and [`Copies::new`]'s bytes; who finds no room has no copy. A core alone, or with too
+//! little memory, has none at all. Revoked copies are dropped when they are met, and by the tick
+//! within [`SWEEP_TICKS`] ticks, or more where there are very many places.
 
 use std::mem::size_of;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use super::frequency::Frequency;
 use super::item::{ItemView, ValueView};
 use super::lease::Lease;
 use super::memory::malloc_charge;
-use super::shard::{FORESEEN_MAX, ends_of};
+use super::shard::ends_of;
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::KeyHash;
 
@@ -196,8 +198,7 @@ impl Copies {
     ) -> Option<ItemView<'_>> {
         let table = self.table.as_mut()?;
         let (set, way) = table.find(hash, key)?;
-        let outdated = |copied: &Copied| copied.is_outdated(now);
-        if table.places[set][way].as_deref().is_none_or(outdated) {
+        if table.places[set][way].as_ref()?.is_outdated(now) {
             table.remove(set, way);
             self.counts.outdated += 1;
             return None;
@@ -221,12 +222,12 @@ impl Copies {
 
     /// Brings what is known of keys that may be read soon into the processor's caches, as
     /// [`Shard::foresee`](super::Shard::foresee) does.
-    pub fn foresee(&self, hashes: &[KeyHash; FORESEEN_MAX], count: usize) {
+    pub fn foresee(&self, hashes: &[KeyHash]) {
         let Some(table) = &self.table else {
             return;
         };
         let mut seen = 0;
-        for hash in hashes.iter().take(count) {
+        for hash in hashes {
             let set = table.set_of(*hash);
             let way = table.hashes[set].iter().position(|&known| known == hash.0);
             if let Some(copied) = way.and_then(|way| table.places[set][way].as_ref()) {
@@ -417,7 +418,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Content, EvictionPolicy, Shard, ShardConfig, ValueIn, Write};
+    use super::super::{Content, EvictionPolicy, FORESEEN_MAX, Shard, ShardConfig, ValueIn, Write};
     use super::*;
     use crate::hash::{CoreCount, CoreId, splitmix64};
 
@@ -514,8 +515,9 @@ mod tests {
                     }
                 }
                 // Looking ahead finds nothing wrong, whatever is there.
-                let hashes = std::array::from_fn(|n| KeyHash::of(&[b'k', n as u8]));
-                shard.foresee(&hashes, FORESEEN_MAX);
+                let hashes: [_; FORESEEN_MAX] =
+                    std::array::from_fn(|n| KeyHash::of(&[b'k', n as u8]));
+                shard.foresee(&hashes);
                 let before = lent.len();
                 lent.retain(|(_, _, lease)| lease.is_good());
                 revoked += before - lent.len();

@@ -246,14 +246,15 @@ impl Shard {
     /// between them, so that the processor follows many at once (Chen, Ailamaki, Gibbons and Mowry,
     /// "Improving hash join performance through prefetching", 2004, without its
     /// instructions: loads that nobody waits for are enough).
-    pub fn foresee(&self, hashes: &[KeyHash; FORESEEN_MAX], count: usize) {
+    ///
+    /// No more than [`FORESEEN_MAX`] are looked after; further ones are left out.
+    pub fn foresee(&self, hashes: &[KeyHash]) {
         let mut ids = [None; FORESEEN_MAX];
-        let hashes = hashes.iter().take(count);
         for (id, hash) in ids.iter_mut().zip(hashes) {
             *id = self.partitions.guess(*hash);
         }
         let mut seen = 0;
-        for &id in ids.iter().take(count).flatten() {
+        for &id in ids.iter().flatten() {
             let item = self.slab[id].view();
             seen ^= ends_of(item.key, item.value);
         }
