@@ -41,7 +41,7 @@ fn bodies_that_together_exceed_the_limit(framing: &str, first: &[u8], part: &[u8
     let node = node(&[]);
     let neighbours = Neighbours::of(&node);
     let before = resident(&node);
-    let peak = Peak::of(&node, "buffered_bytes");
+    let peak = Peak::of(&node, "buffer_taken_bytes");
     let mut clients: Vec<TcpStream> = Vec::new();
     for _ in 0..CLIENTS {
         let mut client = connect(&node);
@@ -171,7 +171,7 @@ fn batch_answers_that_nobody_reads_together_stay_within_the_limit() {
     drop(client);
     let neighbours = Neighbours::of(&node);
     let before = resident(&node);
-    let peak = Peak::of(&node, "buffered_bytes");
+    let peak = Peak::of(&node, "buffer_taken_bytes");
     let keys: Vec<String> = (0..400).map(|number| format!("\"k{number}\"")).collect();
     // 6.4 MB of values, 8.5 MB as base64.
     let body = format!("{{\"keys\":[{}]}}", keys.join(","));
@@ -219,7 +219,7 @@ fn values_that_are_replaced_while_nobody_takes_them_count_and_come_back() {
     let node = node(&[]);
     let neighbours = Neighbours::of(&node);
     let before = resident(&node);
-    let peak = Peak::of(&node, "buffered_bytes");
+    let peak = Peak::of(&node, "buffer_taken_bytes");
     let mut writer = node.connect();
     let mut stuck = Vec::new();
     // Each gets a value that is replaced as soon as it is on its way.

@@ -78,7 +78,7 @@ fn clients_that_never_read_large_answers_are_cut_and_the_memory_is_bounded() {
     assert_eq!(node.connect().put("/v1/cache/big", &value).status, 200);
     let neighbours = Neighbours::of(&node);
     let before = resident(&node);
-    let peak = Peak::of(&node, "buffered_bytes");
+    let peak = Peak::of(&node, "buffer_taken_bytes");
     // By turns the bytes themselves, which are the store's, and JSON, which is not.
     let asks: Vec<Vec<u8>> = ["", "Accept: application/json\r\n"]
         .map(|accept| request("GET", "/v1/cache/big", accept, b"").repeat(20))

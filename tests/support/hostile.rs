@@ -100,7 +100,8 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// Watches a metric and the memory of a node.
+    /// Watches a metric and the memory of a node. The metric must be the node's own: what each
+    /// core says was so at a moment of its own, and the sum may never have been.
     pub fn of(node: &Node, name: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
