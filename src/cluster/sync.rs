@@ -7,12 +7,16 @@
 //! ```text
 //!  CompareMany(digests) ──► Same ────────────────────────────────────► in step
 //!        │ Differs                                                        ▲
-//!        ├── few keys here ───────────────────────┐                       │
+//!        ├── few keys here, when its turn comes ──┐                       │
 //!        ▼                                        ▼                       │
 //!  Compare ──► Differs(64 leaves) ──► Exchange(leaves, entries) ──► items ┤
 //!                                                 │ left                  │
 //!                                                 └──► Fetch(hashes) ─────┘
 //! ```
+//!
+//! What this node lacks it takes from one node at a time: while a partition that it does not
+//! hold is exchanged with one, the sessions with others go on with other partitions, and
+//! compare it again afterwards, when most often nothing differs any more.
 //!
 //! What the other node wants in turn is offered meanwhile. Each step stands for itself:
 //! whatever is lost, late or said twice, the next session finds what still differs. Items
@@ -109,6 +113,8 @@ struct Missing {
     since: SteadyMs,
     /// The owners it was in step with, and whether they held it.
     in_step_with: Vec<(NodeIx, bool)>,
+    /// With whom it is being exchanged.
+    copied_from: Option<NodeIx>,
 }
 
 #[derive(Debug, Default)]
@@ -162,6 +168,11 @@ impl Session {
     /// Whether nothing is under way. What is to be done begins as soon as it may.
     fn is_idle(&self) -> bool {
         !self.comparing && self.exchanges_open == 0 && self.offers_open == 0
+    }
+
+    /// Whether all that is left to do waits for sessions with others.
+    fn waits_for_others(&self) -> bool {
+        self.active && self.is_idle() && !self.steps.is_empty()
     }
 }
 
@@ -282,8 +293,31 @@ impl SyncState {
             *missing = Some(Missing {
                 since,
                 in_step_with: Vec::new(),
+                copied_from: None,
             });
             self.missing_count += 1;
+        }
+    }
+
+    /// Whether a partition that is lacked is being exchanged with another node than this one.
+    fn is_copied_from_another(&self, partition: PartitionId, node: NodeIx) -> bool {
+        let missing = self.missing[partition.index()].as_ref();
+        missing.is_some_and(|missing| missing.copied_from.is_some_and(|from| from != node))
+    }
+
+    /// Says with whom a partition is exchanged from now on, if it is lacked.
+    fn set_copied_from(&mut self, partition: PartitionId, node: Option<NodeIx>) {
+        if let Some(missing) = &mut self.missing[partition.index()] {
+            missing.copied_from = node;
+        }
+    }
+
+    /// Nothing is exchanged with this node any more.
+    fn copy_no_more_from(&mut self, node: NodeIx) {
+        if self.missing_count > 0 {
+            for missing in self.missing.iter_mut().flatten() {
+                missing.copied_from.take_if(|from| *from == node);
+            }
         }
     }
 
@@ -400,6 +434,9 @@ impl Coordinator {
                 && self.view.reachable(node)
             {
                 self.start_session(node, now);
+            }
+            if self.sync.session(node).waits_for_others() {
+                self.go_on(node, now);
             }
         }
     }
@@ -527,6 +564,7 @@ impl Coordinator {
         let longest = self.config.sync_interval_ms_max;
         let jitter = self.rng.below(interval as usize / 4 + 1) as u64;
         let missing = self.sync.missing_count > 0;
+        self.sync.copy_no_more_from(node);
         let session = self.sync.session(node);
         session.active = false;
         let (started, compared) = (session.started, session.compared);

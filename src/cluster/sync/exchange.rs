@@ -38,7 +38,7 @@ const WHOLE_KEYS_MAX: usize = 25;
 /// What a partition needs next that is not the same at the other node.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
-    /// To compare its leaves.
+    /// To compare its leaves; with few keys here, to exchange it as a whole.
     Compare(PartitionId),
     /// To exchange what is in these leaves.
     Exchange(PartitionId, u64),
@@ -141,25 +141,33 @@ impl Coordinator {
                         }
                         self.fetch_more(node, partition);
                     }
-                    _ => session.failed = true,
+                    _ => {
+                        session.failed = true;
+                        self.sync.set_copied_from(partition, None);
+                    }
                 }
             }
             PeerOp::Offer(_) => session.offers_open -= 1,
             PeerOp::Write(_) | PeerOp::Apply(_) | PeerOp::Read { .. } => {}
         }
         self.go_on(node, now);
+        if self.sync.missing_count > 0 {
+            // What it was done with others may have waited for.
+            for index in 0..self.links.len() {
+                let other = NodeIx(index as u16);
+                if self.sync.session(other).waits_for_others() {
+                    self.go_on(other, now);
+                }
+            }
+        }
     }
 
     fn compared(&mut self, node: NodeIx, partition: PartitionId, verdict: Verdict) {
-        let few_keys = self.local.shard().stored_len(partition) <= WHOLE_KEYS_MAX;
         let session = self.sync.session(node);
         match verdict {
             Verdict::Same { holding } => {
                 self.sync.retired.in_step(partition, node, holding);
                 self.in_step(partition, node, holding);
-            }
-            Verdict::Differs if few_keys => {
-                session.steps.push_back(Step::Exchange(partition, u64::MAX));
             }
             Verdict::Differs => session.steps.push_back(Step::Compare(partition)),
             // It does not know yet that it is an owner, or is none any more.
@@ -184,6 +192,7 @@ impl Coordinator {
         } = *answer
         else {
             self.sync.session(node).failed = true;
+            self.sync.set_copied_from(partition, None);
             return;
         };
         let refused = self.pull(node, partition, items, now);
@@ -227,6 +236,7 @@ impl Coordinator {
             session.steps.push_front(Step::Fetch(partition));
         } else {
             let done = session.fetching.swap_remove(at);
+            self.sync.set_copied_from(partition, None);
             // What it cannot take it does not hold.
             if !done.refused {
                 self.in_step(partition, node, done.holding);
@@ -286,8 +296,9 @@ impl Coordinator {
                     self.end_session(node);
                 }
                 None if self.sync.is_throttled() => return,
-                None if self.sync.session(node).is_idle() => self.end_session(node),
-                None => return,
+                None if !self.sync.session(node).is_idle() => return,
+                None if self.sync.session(node).waits_for_others() => return,
+                None => self.end_session(node),
             }
         }
     }
@@ -307,20 +318,40 @@ impl Coordinator {
             return Some(self.offer_wanted(node, call, now));
         }
         let open = session.exchanges_open;
-        if let Some(step) = session.steps.front().copied() {
+        if let Some((at, step)) = self.next_step(node) {
             let keys = self.local.shard().stored_len(step.partition());
             if open == 0 || open < EXCHANGES_MAX && (open + 1) * keys <= OPEN_KEYS_MAX {
                 let session = self.sync.session(node);
-                session.steps.pop_front();
+                session.steps.remove(at);
                 session.exchanges_open += 1;
                 return Some(self.take_step(node, call, step, now));
             }
-        } else if !session.comparing && !session.to_compare.is_empty() {
+            return None;
+        }
+        let session = self.sync.session(node);
+        if !session.comparing && !session.to_compare.is_empty() {
             session.comparing = true;
             session.compared = steady;
             return Some(self.compare_next(node, call));
         }
         None
+    }
+
+    /// The first step of a session that need not wait for a session with another node, and
+    /// where it stands. Those that have to are to compare anew.
+    fn next_step(&mut self, node: NodeIx) -> Option<(usize, Step)> {
+        let mut steps = std::mem::take(&mut self.sync.session(node).steps);
+        let next = steps.iter_mut().position(|step| {
+            let partition = step.partition();
+            let waits = self.sync.is_copied_from_another(partition, node);
+            if waits {
+                *step = Step::Compare(partition);
+            }
+            !waits
+        });
+        let next = next.map(|at| (at, steps[at]));
+        self.sync.session(node).steps = steps;
+        next
     }
 
     fn compare_next(&mut self, node: NodeIx, call: Call) -> bool {
@@ -340,6 +371,11 @@ impl Coordinator {
     }
 
     fn take_step(&mut self, node: NodeIx, call: Call, step: Step, now: UnixMs) -> bool {
+        let few_keys = |partition| self.local.shard().stored_len(partition) <= WHOLE_KEYS_MAX;
+        let step = match step {
+            Step::Compare(partition) if few_keys(partition) => Step::Exchange(partition, u64::MAX),
+            step => step,
+        };
         match step {
             Step::Compare(partition) => {
                 let digest = self.local.shard().digest(partition);
@@ -347,6 +383,7 @@ impl Coordinator {
                 self.push(node, Lane::Bulk, call, &op)
             }
             Step::Exchange(partition, leaves) => {
+                self.sync.set_copied_from(partition, Some(node));
                 let mut bytes = Vec::new();
                 self.for_each_entry(partition, leaves, now, |entry, _| {
                     put_entry(&mut bytes, entry);

@@ -258,6 +258,83 @@ fn a_partition_of_many_answers_is_sent_once_and_looked_through_once() {
 }
 
 /// Whoever restarted empty between an exchange and a fetch answers the fetch with nothing.
+/// Has an empty node copy `keys` from two others that hold them, whose answers come by
+/// turns, until so many sessions ended well; what passed. One of the others may answer no
+/// more from some frame on.
+fn copied_from_two(keys: &[[u8; 8]], gone: Option<(u16, usize)>, sessions: u64) -> Traffic {
+    let mut nodes =
+        [0, 1, 2].map(|me| coordinator_of_size(&format!("n{me}"), &view_of(me, 3, 3), 0));
+    for node in &mut nodes[1..] {
+        for key in keys {
+            let content = Content::Value {
+                value: ValueIn::Bytes(b"v"),
+                expires_at: None,
+            };
+            let (hash, version) = (KeyHash::of(key), Version::at(NOW));
+            let local = node.local_mut();
+            let stored = local.apply(hash, key, version, Origin(7), content, NOW);
+            stored.unwrap();
+        }
+    }
+    let [asking, others @ ..] = &mut nodes;
+    let (mut traffic, mut now, mut sent) = (Traffic::default(), NOW, [0; 3]);
+    for round in 0.. {
+        assert!(round < 10_000, "it comes to no end");
+        let mut quiet = true;
+        for node in [1, 2] {
+            let asked = NodeIx(node);
+            let Some((sequence, frame)) = asking.poll(asked, Lane::Bulk) else {
+                continue;
+            };
+            let frame = frame.to_vec();
+            quiet = false;
+            sent[usize::from(node)] += 1;
+            if gone.is_some_and(|(gone, from)| gone == node && sent[usize::from(node)] > from) {
+                asking.failed(asked, Lane::Bulk, sequence, now);
+                continue;
+            }
+            let mut reply = Vec::new();
+            let serving = &mut others[usize::from(node) - 1];
+            serving.serve(&frame, now, &mut reply).unwrap();
+            traffic.frames += 1;
+            traffic.bytes += frame.len() + reply.len();
+            traffic.count(&frame, &reply);
+            asking.answered(asked, Lane::Bulk, sequence, &reply, now);
+        }
+        if quiet {
+            if asking.sync().counters().syncs >= sessions {
+                break;
+            }
+            now = UnixMs(now.0 + 200);
+            asking.tick(now);
+        }
+    }
+    assert_eq!(asking.sync().counters().bootstrap_timeouts, 0);
+    let shards = [asking.local().shard(), others[0].local().shard()];
+    let [copied, held] = shards.map(Shard::len);
+    assert_eq!((copied, held), (keys.len(), keys.len()));
+    traffic
+}
+
+#[test]
+fn what_two_nodes_hold_is_copied_from_one_of_them() {
+    let keys = keys_of(0..16, 8_000);
+    let traffic = copied_from_two(&keys, None, 2);
+    assert_eq!(traffic.items, keys.len());
+    assert!(traffic.entries < keys.len() / 4, "{traffic:?}");
+}
+
+#[test]
+fn what_one_of_two_nodes_was_to_send_the_other_sends_when_the_first_is_gone() {
+    let keys = keys_of(0..16, 8_000);
+    for gone in [(1, 0), (1, 1), (1, 3), (2, 3), (2, 6)] {
+        let traffic = copied_from_two(&keys, Some(gone), 1);
+        // What was on its way is sent again, no more than that.
+        let twice = traffic.items - keys.len();
+        assert!(twice <= 2 * HANDED_ITEMS_MAX, "{traffic:?}");
+    }
+}
+
 #[test]
 fn the_answer_to_a_fetch_says_whether_the_partition_is_held() {
     let mut pair = Pair::new(0);
