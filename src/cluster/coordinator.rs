@@ -73,9 +73,9 @@ const ROSTER_RETRY_MS: u64 = 50;
 /// Hints for one node that one tick drops for their age at most.
 const EXPIRE_STEPS: usize = 256;
 
-/// Items that were cleared and that one tick removes at most. A core that has time goes on
-/// between ticks.
-const CLEAR_STEPS: usize = 256;
+/// Items that were cleared and that one tick removes at most: few, for a tick is not cut by
+/// the clock. A core that has time goes on between ticks.
+const CLEAR_STEPS: usize = 16;
 
 /// The most that one call moves the time of timeouts on.
 const STEADY_STEP_MS_MAX: u64 = 1_000;
