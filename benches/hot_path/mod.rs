@@ -18,7 +18,7 @@ use hypercache::cluster::coordinator::Config;
 use hypercache::cluster::hints::HintLimits;
 use hypercache::cluster::{Consistency, Coordinator, LocalStore, View};
 use hypercache::hash::{CoreCount, CoreId, KeyHash};
-use hypercache::http::{BodyFraming, HttpDate, Limits, parse_head};
+use hypercache::http::{BodyFraming, HttpDate, Limits, Recall};
 use hypercache::operations::{Batch, Exchange, Home};
 use hypercache::runtime::{Receiver, Sender, mailbox};
 use hypercache::store::{EvictionPolicy, Shard, ShardConfig};
@@ -99,6 +99,7 @@ pub struct HotPath {
     tracer: Tracer,
     latencies: Latencies,
     turn: Turn,
+    recall: Recall,
     #[allow(clippy::vec_box, reason = "the boxes travel between cores as they are")]
     arrived: Vec<Box<Batch>>,
     reads: Vec<Vec<u8>>,
@@ -152,6 +153,7 @@ impl HotPath {
             tracer: tracing.tracer(),
             latencies: Latencies::default(),
             turn: Turn::new(Exchange::new(cores)),
+            recall: Recall::default(),
             arrived: Vec::new(),
             reads: draw(case, cores, here),
             next: 0,
@@ -182,7 +184,7 @@ impl HotPath {
     /// Handles the first request; what comes after it.
     #[inline]
     fn request<'a>(&mut self, input: &'a [u8]) -> &'a [u8] {
-        let Ok(Some(head)) = parse_head(input, &LIMITS) else {
+        let Ok(Some(head)) = self.recall.parse_head(input, &LIMITS) else {
             return &[];
         };
         std::hint::black_box(router::scope(head.method, head.path));

@@ -5,11 +5,13 @@
 //! (RFC 9112 section 11.2); a refused request closes its connection.
 
 mod body;
+mod recall;
 mod request;
 mod response;
 mod uri;
 
 pub use body::{ChunkedDecoder, Decoded};
+pub use recall::Recall;
 pub use request::{
     BodyFraming, Head, HttpVersion, Limits, Method, RequestError, begins_with_head, parse_head,
 };

@@ -11,7 +11,7 @@ use super::connection::{Common, Entry, Limits, Service};
 use crate::api::turn::TURN_BYTES_MAX;
 use crate::api::{ApiError, Turn};
 use crate::buffers::Account;
-use crate::http::{self, BodyFraming, ChunkedDecoder, Head};
+use crate::http::{self, BodyFraming, ChunkedDecoder, Head, Recall};
 use crate::runtime::{Transport, Wait, Watch};
 use crate::store::FORESEEN_MAX;
 
@@ -66,6 +66,8 @@ pub(super) struct Input {
     continued: bool,
     /// Whether the clock for a whole request is running.
     pub(super) timed: bool,
+    /// The fields of the last requests.
+    recall: Recall,
 }
 
 /// Answers a request whose body does not matter and has not arrived.
@@ -212,7 +214,10 @@ impl Input {
             if let Some(step) = self.receive_chunks(limits, account) {
                 return step;
             }
-            let head = match http::parse_head(&self.buffer[self.start..], &limits.request) {
+            let head = match self
+                .recall
+                .parse_head(&self.buffer[self.start..], &limits.request)
+            {
                 Ok(Some(head)) => head,
                 Ok(None) => {
                     self.needed = self.pending() + 1;
