@@ -5,9 +5,10 @@
 //! * Written anew from what was read, it is accepted with the same meaning.
 //! * Its lines end in CR LF, and neither of the two stands anywhere else.
 //! * A reader who is as lenient as any proxy finds the same framing in it.
+//! * Whatever heads came before on the connection, it is read as by itself.
 //! * Narrower limits refuse, but never read differently; what is incomplete is bounded.
 
-use hypercache::http::{BodyFraming, Head, HttpVersion, Limits, RequestError, parse_head};
+use hypercache::http::{BodyFraming, Head, HttpVersion, Limits, Recall, RequestError, parse_head};
 
 const WIDE: Limits = Limits {
     head_bytes_max: 16 << 10,
@@ -32,6 +33,7 @@ const TINY: Limits = Limits {
 
 /// See the module's comment.
 pub fn law(bytes: &[u8]) {
+    recalled(bytes);
     let wide = parse_head(bytes, &WIDE);
     for limits in [&WIDE, &NARROW, &TINY] {
         match parse_head(bytes, limits) {
@@ -44,6 +46,19 @@ pub fn law(bytes: &[u8]) {
             // An empty line may stand before it.
             Ok(None) => assert!(bytes.len() <= limits.head_bytes_max + 2),
             Err(error) => assert_refusal(error),
+        }
+    }
+}
+
+/// Reads heads, which a byte that stands in none parts, one after the other on one
+/// connection, and the last one again.
+fn recalled(bytes: &[u8]) {
+    let mut recall = Recall::default();
+    for head in bytes.split(|&byte| byte == 0xff) {
+        for _ in 0..2 {
+            let read = recall.parse_head(head, &WIDE);
+            let alone = parse_head(head, &WIDE);
+            assert_eq!(format!("{read:?}"), format!("{alone:?}"));
         }
     }
 }
