@@ -259,7 +259,7 @@ fn target_end(bytes: &[u8]) -> Option<(usize, Option<usize>)> {
     const HIGH: u64 = ONES << 7;
     // The high bit of each byte of which the low seven bits are this one's.
     let equal = |word: u64, byte: u8| {
-        let differs = (word ^ ONES * u64::from(byte)) | HIGH;
+        let differs = (word ^ (ONES * u64::from(byte))) | HIGH;
         !(differs - ONES) & HIGH
     };
     let mut question = None;
