@@ -420,7 +420,8 @@ impl Membership {
     }
 
     /// Lets time pass: ends and begins probe rounds, gossips, knocks at seeds, runs out
-    /// timers. To be called about ten times per heartbeat.
+    /// timers. To be called about ten times per heartbeat, but need not be while
+    /// [`Membership::quiet_ms`] says so.
     pub fn tick(&mut self, now_ms: u64, rng: &mut Rng) {
         self.advance(now_ms);
         if self.me.state != State::Alive {
@@ -440,6 +441,22 @@ impl Membership {
         }
         self.look_for_cluster();
         self.review(rng);
+    }
+
+    /// For how long [`Membership::tick`] would find nothing to do, in milliseconds, unless a
+    /// message comes. `None` while anything runs out but rounds: an unanswered probe, the time
+    /// of somebody who is not alive, a change of owners.
+    pub fn quiet_ms(&self) -> Option<u64> {
+        let answered = |probe: &Probe| probe.progress == Progress::Answered;
+        let alive = |peer: &Peer| matches!(peer.member.state, State::Alive | State::Left);
+        let is_quiet = self.me.state == State::Alive
+            && self.joined
+            && self.errands.is_empty()
+            && self.round.iter().all(answered)
+            && self.others.values().all(alive)
+            && self.is_at_ease();
+        let next_ms = self.next_round_ms.min(self.next_gossip_ms);
+        is_quiet.then(|| next_ms.saturating_sub(self.now_ms))
     }
 
     /// Takes a message or a reply in. What it returns goes back as the answer.

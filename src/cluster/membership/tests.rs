@@ -73,6 +73,9 @@ struct Net {
     loss_percent: usize,
     chance: Rng,
     trace: Vec<String>,
+    /// Whether machines are left alone while they say that they have nothing to do.
+    rests: bool,
+    ticks: usize,
 }
 
 impl Net {
@@ -85,6 +88,8 @@ impl Net {
             loss_percent: 0,
             chance: Rng::new(seed),
             trace: Vec::new(),
+            rests: true,
+            ticks: 0,
         }
     }
 
@@ -139,7 +144,13 @@ impl Net {
         }
         if self.now_ms.is_multiple_of(TICK_MS) {
             for node in self.nodes.values_mut().filter(|node| !node.stopped) {
-                node.machine.tick(self.now_ms, &mut node.rng);
+                // It was last told the time a step ago.
+                let is_quiet = node.machine.quiet_ms().is_some_and(|ms| ms > LATENCY_MS);
+                let rests = self.rests && is_quiet;
+                if !rests {
+                    self.ticks += 1;
+                    node.machine.tick(self.now_ms, &mut node.rng);
+                }
             }
         }
         self.collect();
@@ -294,6 +305,28 @@ fn update(id: &str, state: State, incarnation: u64) -> Update {
         standing: Standing::default(),
         marks: 0,
     }
+}
+
+#[test]
+fn a_tick_while_all_is_quiet_changes_nothing() {
+    let run = |rests| {
+        let mut net = Net::new(7);
+        net.rests = rests;
+        for index in 0..5 {
+            net.start(CONFIG, identity(&format!("n{index}")), &["n0:7000"]);
+        }
+        net.run(20 * HEARTBEAT_MS);
+        let ticks = net.ticks;
+        net.crash(3);
+        net.run(2 * GRACE_MS);
+        net.start(CONFIG, identity("n3"), &["n0:7000"]);
+        net.loss_percent = 10;
+        net.run(20 * HEARTBEAT_MS);
+        (net.trace, ticks)
+    };
+    let ((trace, few), (always, many)) = (run(true), run(false));
+    assert!(trace == always, "other messages were sent");
+    assert!(few * 3 < many, "{few} ticks instead of {many}");
 }
 
 #[test]
