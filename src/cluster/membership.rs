@@ -42,7 +42,7 @@
 //! founded apart merge when they meet.
 //!
 //! **A slow peer.** Each heartbeat a few members are pinged in a shuffled round robin
-//! (section 4.3); one that does not answer within half a heartbeat is also pinged by way of
+//! (section 4.3), but for those that have just pinged this node; one that does not answer within half a heartbeat is also pinged by way of
 //! others, and probed again in the next round. Any message from it counts as a sign of
 //! life. Every message tells its receiver what is believed of it, so that one wrongly
 //! suspected refutes at once. Time in which this machine itself did not run is not held
@@ -328,6 +328,8 @@ struct Peer {
     /// The last sign of life, or where silence begins to count, see
     /// [`Membership::count_silence_anew`].
     silent_since_ms: u64,
+    /// When it last pinged this node.
+    pinged_ms: Option<u64>,
     /// Until when it may refute; read while it is suspect.
     refutable_until_ms: u64,
 }
