@@ -82,6 +82,10 @@ impl Activities {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn take(&mut self) -> Vec<Activity> {
         std::mem::take(&mut self.0)
     }

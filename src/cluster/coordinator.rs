@@ -821,7 +821,13 @@ impl Coordinator {
         }
     }
 
-    /// Does what is due. Call it every few milliseconds to tens of milliseconds.
+    /// Tells what time it is, if [`Coordinator::tick`] was not called for long.
+    pub fn catch_up(&mut self, now: UnixMs) {
+        self.steady.advance(now);
+    }
+
+    /// Does what is due. Call it every few milliseconds to tens of milliseconds, or when
+    /// [`Coordinator::quiet_ms`] is over, but at least once a second.
     pub fn tick(&mut self, now: UnixMs) {
         let steady = self.steady.advance(now);
         self.hints.expire(steady, EXPIRE_STEPS);
@@ -838,6 +844,25 @@ impl Coordinator {
         }
         self.sync_tick(now);
         self.retry_refused(now);
+    }
+
+    /// For how long [`Coordinator::tick`] would find nothing to do, in milliseconds, unless
+    /// something happens meanwhile: an operation, a frame, an answer or a view. `None` while
+    /// anything is under way.
+    pub fn quiet_ms(&self, now: UnixMs) -> Option<u64> {
+        let is_still = |outbox: &Outbox<Call>| outbox.is_up() && outbox.is_idle();
+        let links = self.links.iter().enumerate();
+        let mut links = links.filter(|(index, _)| self.view.node(NodeIx(*index as u16)).is_some());
+        let shard = self.local.shard();
+        let cleared = self.view.cleared();
+        let is_quiet = self.pending.len() == self.pending_free.len()
+            && self.refused.is_empty()
+            && self.hints.is_empty()
+            && self.activities.is_empty()
+            && !shard.is_clearing()
+            && (cleared == Version::ZERO || cleared < shard.kept_from())
+            && links.all(|(_, link)| is_still(&link.data) && is_still(&link.bulk));
+        is_quiet.then(|| self.sync_quiet_ms(now)).flatten()
     }
 
     fn replay_hints(&mut self, node: NodeIx, now: UnixMs) {

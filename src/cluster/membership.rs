@@ -42,7 +42,7 @@
 //! founded apart merge when they meet.
 //!
 //! **A slow peer.** Each heartbeat a few members are pinged in a shuffled round robin
-//! (section 4.3); one that does not answer within half a heartbeat is also pinged by way of
+//! (section 4.3), but for those that have just pinged this node; one that does not answer within half a heartbeat is also pinged by way of
 //! others, and probed again in the next round. Any message from it counts as a sign of
 //! life. Every message tells its receiver what is believed of it, so that one wrongly
 //! suspected refutes at once. Time in which this machine itself did not run is not held
@@ -328,6 +328,8 @@ struct Peer {
     /// The last sign of life, or where silence begins to count, see
     /// [`Membership::count_silence_anew`].
     silent_since_ms: u64,
+    /// When it last pinged this node.
+    pinged_ms: Option<u64>,
     /// Until when it may refute; read while it is suspect.
     refutable_until_ms: u64,
 }
@@ -420,7 +422,8 @@ impl Membership {
     }
 
     /// Lets time pass: ends and begins probe rounds, gossips, knocks at seeds, runs out
-    /// timers. To be called about ten times per heartbeat.
+    /// timers. To be called about ten times per heartbeat, but need not be while
+    /// [`Membership::quiet_ms`] says so.
     pub fn tick(&mut self, now_ms: u64, rng: &mut Rng) {
         self.advance(now_ms);
         if self.me.state != State::Alive {
@@ -440,6 +443,22 @@ impl Membership {
         }
         self.look_for_cluster();
         self.review(rng);
+    }
+
+    /// For how long [`Membership::tick`] would find nothing to do, in milliseconds, unless a
+    /// message comes. `None` while anything runs out but rounds: an unanswered probe, the time
+    /// of somebody who is not alive, a change of owners.
+    pub fn quiet_ms(&self) -> Option<u64> {
+        let answered = |probe: &Probe| probe.progress == Progress::Answered;
+        let alive = |peer: &Peer| matches!(peer.member.state, State::Alive | State::Left);
+        let is_quiet = self.me.state == State::Alive
+            && self.joined
+            && self.errands.is_empty()
+            && self.round.iter().all(answered)
+            && self.others.values().all(alive)
+            && self.is_at_ease();
+        let next_ms = self.next_round_ms.min(self.next_gossip_ms);
+        is_quiet.then(|| next_ms.saturating_sub(self.now_ms))
     }
 
     /// Takes a message or a reply in. What it returns goes back as the answer.

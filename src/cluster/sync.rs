@@ -441,6 +441,29 @@ impl Coordinator {
         }
     }
 
+    /// How long it is until the next session begins; `None` while there is anything to do.
+    pub(super) fn sync_quiet_ms(&self, now: UnixMs) -> Option<u64> {
+        let sync = &self.sync;
+        if self.view.solo() || !self.view.joined() {
+            return Some(u64::MAX);
+        }
+        let is_quiet = sync.missing_count == 0
+            && sync.copying_since.is_none()
+            && sync.retired.is_empty()
+            && !sync.is_throttled();
+        let mut next = u64::MAX;
+        for index in 0..self.links.len() {
+            let node = NodeIx(index as u16);
+            if node == self.view.me() || !self.view.reachable(node) {
+                continue;
+            }
+            let session = sync.sessions.get(index).filter(|session| !session.active)?;
+            next = next.min(session.due.since(self.steady.now()));
+        }
+        let unnoticed_ms = now.0.saturating_sub(self.steady.told().0);
+        is_quiet.then_some(next.saturating_sub(unnoticed_ms))
+    }
+
     /// Whether it lacks something and has not come any further for as long as it may take.
     pub fn is_stuck(&self) -> bool {
         let (sync, now) = (&self.sync, self.steady.now());

@@ -37,6 +37,7 @@ use crate::node::core::{Message, wall_time};
 use crate::node::door::Visitor;
 use crate::node::errand::Errand;
 use crate::node::readiness::Readiness;
+use crate::node::rest::Rest;
 use crate::node::security::Entrance;
 use crate::operations::Exchange;
 use crate::runtime::{self, Deadlines, Giver, Listener, Sender, Stream, Timeouts};
@@ -61,6 +62,10 @@ const BUFFER_BYTES_MAX: usize = 32 << 20;
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
 const TICK: Duration = Duration::from_millis(100);
+
+/// Between two ticks at most while nobody asks for anything. The control thread wakes more
+/// often by itself, and has this tick come along.
+const REST: Duration = Duration::from_secs(2);
 
 /// What an answer depends on besides its target.
 const VARIES: &[(&str, &[u8])] = &[("Vary", b"Accept")];
@@ -89,6 +94,7 @@ struct Serving {
     exposition: Exposition,
     errands: Errands,
     started: Instant,
+    rest: Rest,
     deadlines: Rc<Deadlines>,
     handshakes: Rc<Handshakes>,
     pace: Cell<Pace>,
@@ -110,6 +116,7 @@ impl Management {
             exposition: Exposition::new(Arc::clone(&self.sources)),
             errands: Errands::new(self.mailboxes.clone()),
             started: Instant::now(),
+            rest: Rest::following(Rc::clone(self.control.follower())),
             management: self,
             dashboard: Dashboard::new(),
             deadlines: Rc::clone(&deadlines),
@@ -122,6 +129,7 @@ impl Management {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    serving.stir();
                     let crowded = deadlines.open() >= CONNECTIONS_MAX;
                     if deadlines.make_room(CONNECTIONS_MAX) {
                         let watch = deadlines.watch(stream.aborter());
@@ -147,18 +155,29 @@ impl Management {
 
 async fn tick(serving: Rc<Serving>) {
     let started = Instant::now();
+    let mut rest = None;
     loop {
-        runtime::sleep(TICK).await;
-        serving.date.set(HttpDate::at(unix_seconds()));
-        serving.management.control.door().set_now(wall_time());
+        match rest {
+            None => runtime::sleep(TICK).await,
+            Some(rest) => serving.rest.alarm().pause(rest).await,
+        }
+        serving.rest.end();
+        serving.deadlines.end_rest();
+        serving.look_at_clock();
         serving.publish();
         let missing = |core: &ClusterCounts| core.partitions_missing;
+        let missing = serving.counts().iter().map(missing).sum();
         let mut pace = serving.pace.get();
-        pace.note(serving.counts().iter().map(missing).sum(), Instant::now());
+        pace.note(missing, Instant::now());
         serving.pace.set(pace);
         serving
             .deadlines
             .sweep(started.elapsed().as_millis() as u64);
+        let next = serving.deadlines.next().unwrap_or(REST);
+        rest = serving.rest.begin(REST, || (missing == 0).then_some(next));
+        if let Some(rest) = rest {
+            serving.deadlines.rest(rest, serving.rest.alarm());
+        }
     }
 }
 
@@ -170,6 +189,18 @@ const EVENTS_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\
 const EVENTS_START: &[u8] = b"retry: 5000\n\n";
 
 impl Serving {
+    /// Somebody asks for something. Call it before anything goes by the time that ticks keep.
+    fn stir(&self) {
+        if self.rest.ends_now() {
+            self.look_at_clock();
+        }
+    }
+
+    fn look_at_clock(&self) {
+        self.date.set(HttpDate::at(unix_seconds()));
+        self.management.control.door().set_now(wall_time());
+    }
+
     async fn serve(self: Rc<Self>, stream: Stream, watch: runtime::Watch, common: Rc<Common>) {
         let security = self.management.control.door().security();
         match security.tls(Entrance::Management) {
@@ -422,6 +453,7 @@ impl Service for Serving {
     }
 
     fn admit(&self, told: &Told, head: &Head<'_>) -> Entry {
+        self.stir();
         let scope = routes::scope(head.method, head.path);
         let door = self.management.control.door();
         door.admit(&told.visitor, head.authorization, scope)
@@ -548,6 +580,7 @@ impl Service for Serving {
     }
 
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
+        self.stir();
         turn.closes = true;
         let (date, view) = (self.date.get(), self.management.control.view());
         let form = Form::last(head_only);

@@ -5,6 +5,10 @@
 //! its connections. A message that cannot be sent is lost, as the protocol allows. At
 //! most [`SENDS_MAX`] are on their way to one address. Connections are kept to members
 //! only: their descriptors would pile up with every node that comes and goes.
+//!
+//! The clock is looked at ten times per heartbeat, and when nothing runs out but the round
+//! ([`Membership::quiet_ms`]) and the cores have all that they own, as seldom as a thread
+//! without work does ([`super::rest`]). What a message changes of that ends the pause.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,7 +29,7 @@ use crate::cluster::rng::Rng;
 use crate::cluster::view::{Placements, Views};
 use crate::peer::MEMBERSHIP_PATH;
 use crate::peer::client::{Client, Dialing};
-use crate::runtime::{self, Giver, Receiver, Sender};
+use crate::runtime::{self, Alarm, Giver, Receiver, Sender};
 use crate::telemetry::cluster::SharedCounts;
 
 /// Membership messages on their way to one address.
@@ -129,6 +133,12 @@ pub struct Control {
     /// Whether the main thread has yet to be told that others can do without this node, and
     /// how many ticks in a row they could.
     handing_over: Cell<Option<u32>>,
+    /// Ends the pause between two looks at the clock.
+    alarm: Rc<Alarm>,
+    /// Whether that pause is a long one; `None` outside of it.
+    pauses_long: Cell<Option<bool>>,
+    /// Told at each look at the clock.
+    follower: Rc<Alarm>,
     contacts: RefCell<Contacts<Client>>,
     watchers: RefCell<Vec<Weak<RefCell<Option<Waker>>>>>,
     changes: Cell<u64>,
@@ -163,6 +173,9 @@ impl Control {
             cluster_counts: parts.cluster_counts,
             events: parts.events,
             handing_over: Cell::new(None),
+            alarm: Rc::default(),
+            pauses_long: Cell::new(None),
+            follower: Rc::default(),
             contacts: RefCell::default(),
             watchers: RefCell::default(),
             changes: Cell::new(0),
@@ -179,6 +192,11 @@ impl Control {
     /// The door of the management listener.
     pub fn door(&self) -> &Door {
         &self.door
+    }
+
+    /// Rung at each look at the clock: who rests on this thread need not wake by itself.
+    pub fn follower(&self) -> &Rc<Alarm> {
+        &self.follower
     }
 
     /// What membership has counted.
@@ -314,11 +332,41 @@ impl Control {
             );
             self.act();
             self.conclude_drain();
-            runtime::sleep(interval).await;
+            self.follower.ring();
+            self.pause(interval).await;
             self.dialing
                 .deadlines
                 .sweep(started.elapsed().as_millis() as u64);
         }
+    }
+
+    /// Waits until there is something to look at.
+    async fn pause(&self, interval: Duration) {
+        let deadlines = &self.dialing.deadlines;
+        let next = deadlines.next().unwrap_or(Duration::MAX);
+        let rest = self.quiet().map(|quiet| quiet.min(next));
+        let rest = rest.filter(|&rest| rest > interval);
+        self.pauses_long.set(Some(rest.is_some()));
+        if let Some(rest) = rest {
+            deadlines.rest(rest, &self.alarm);
+        }
+        self.alarm.pause(rest.unwrap_or(interval)).await;
+        deadlines.end_rest();
+        self.pauses_long.set(None);
+    }
+
+    /// For how long nothing is to be done unless something comes in; `None` while anything is
+    /// under way that only looking shows.
+    fn quiet(&self) -> Option<Duration> {
+        let membership = self.membership.borrow();
+        let (followed, holding) = self.readiness.followed();
+        let is_followed = followed >= self.view.borrow().version() && membership.is_followed();
+        let is_quiet = is_followed
+            && holding
+            && self.handing_over.get().is_none()
+            && self.untold.borrow().is_empty()
+            && !self.renewal_waits.get();
+        is_quiet.then(|| membership.quiet_ms().map(Duration::from_millis))?
     }
 
     fn receive(self: &Rc<Self>, message: Gossip) -> Option<Gossip> {
@@ -332,6 +380,14 @@ impl Control {
 
     /// Does what membership has asked for.
     fn act(self: &Rc<Self>) {
+        self.do_what_is_asked();
+        let pauses_long = self.pauses_long.get();
+        if pauses_long.is_some_and(|long| long != self.quiet().is_some()) {
+            self.alarm.ring();
+        }
+    }
+
+    fn do_what_is_asked(self: &Rc<Self>) {
         loop {
             let action = self.membership.borrow_mut().poll_action();
             match action {

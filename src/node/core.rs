@@ -20,6 +20,9 @@
 //! node that waits for the sender. Scans for listings are the third kind: each core looks
 //! through its own keys. So nodes, like cores, cannot wait for each other in a circle.
 //!
+//! **Rest.** A core without work does not tick ([`super::rest`]): whatever comes in but peers'
+//! membership messages, which concern nobody here, ends that ([`Core::stir`]).
+//!
 //! **Stop.** On [`Message::Stop`] the listener closes and connections end after
 //! their current answers; the core reports [`Event::Drained`] when the last is
 //! gone and goes on serving the other cores until [`Message::Exit`].
@@ -42,6 +45,7 @@ use super::errand::{ERRANDS_MAX, Errand};
 use super::measuring::{Meter, SlowRequests};
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
 use super::readiness::{CoreReport, Readiness};
+use super::rest::{REST_MAX, Rest};
 use super::security::{Entrance, Security};
 use super::spread::{MOVING_MAX, Spread};
 use super::verifying::Verifiers;
@@ -57,7 +61,9 @@ use crate::hash::{CoreCount, CoreId, KeyHash};
 use crate::http::{Head, HttpDate};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
-use crate::runtime::{self, CHOSEN_PORTS, Deadlines, Listener, Receiver, Sender, Timeouts, Watch};
+use crate::runtime::{
+    self, Alarm, CHOSEN_PORTS, Deadlines, Listener, Receiver, Sender, Timeouts, Watch,
+};
 use crate::store::{FORESEEN_MAX, SHARED_VALUE_BYTES};
 use crate::telemetry::cluster::{ClusterCounts, SharedCounts};
 use crate::telemetry::counters::CoreCounters;
@@ -288,6 +294,10 @@ pub struct Core {
     pub(super) control: Sender<ControlMessage>,
     siblings: Vec<Sibling>,
     replies: RefCell<Replies>,
+    rest: Rest,
+    /// Has the tick of the cluster go on after a rest.
+    peers_alarm: Alarm,
+    started: Instant,
     deadlines: Rc<Deadlines>,
     /// Of connections above the limit.
     late: Rc<Deadlines>,
@@ -486,6 +496,9 @@ impl Core {
             peer_listings: Credits::new(SCANS_MAX),
             siblings,
             replies: RefCell::default(),
+            rest: Rest::default(),
+            peers_alarm: Alarm::default(),
+            started: Instant::now(),
             deadlines: Deadlines::new(parts.timeouts),
             late: Deadlines::new(Timeouts {
                 read: LATE_PATIENCE,
@@ -521,6 +534,7 @@ impl Core {
         let mut messages = Vec::new();
         loop {
             inbox.recv_many(&mut messages).await;
+            self.stir();
             let piece = self.meter.begin_lightly(Work::Mailbox);
             for message in messages.drain(..) {
                 match message {
@@ -633,31 +647,88 @@ impl Core {
     }
 
     async fn cluster_tick(self: Rc<Self>) {
-        let started = Instant::now();
-        let mut expected = started + CLUSTER_TICK;
+        let mut expected = Instant::now() + CLUSTER_TICK;
         loop {
-            runtime::sleep(CLUSTER_TICK).await;
-            let piece = self.meter.begin(Work::Peers);
-            self.meter.note_late_piece(&piece, expected);
-            // On a node alone as well: what was sent to a peer before it vanished still
-            // waits for its deadline.
-            let now = wall_time();
-            let elapsed_ms = started.elapsed().as_millis() as u64;
-            self.dialing.deadlines.sweep(elapsed_ms);
-            self.dialing_slowly.deadlines.sweep(elapsed_ms);
-            self.cluster.borrow_mut().tick(now);
-            self.links.wake_due(&self.cluster.borrow());
-            self.after_cluster();
-            self.record_activities();
-            self.report_readiness();
-            if self.draining.load(Ordering::Relaxed) {
-                // Whoever waits for this core to have nothing left need not wait for long.
-                self.publish();
+            if self.rest.is_resting() {
+                self.peers_alarm.rung().await;
+                expected = Instant::now();
+            } else {
+                runtime::sleep(CLUSTER_TICK).await;
             }
-            self.meter.end(piece);
+            self.look_after_peers(expected);
             self.clear().await;
             expected = Instant::now() + CLUSTER_TICK;
         }
+    }
+
+    fn look_after_peers(&self, expected: Instant) {
+        let piece = self.meter.begin(Work::Peers);
+        self.meter.note_late_piece(&piece, expected);
+        // On a node alone as well: what was sent to a peer before it vanished still
+        // waits for its deadline.
+        let now = wall_time();
+        let elapsed_ms = self.started.elapsed().as_millis() as u64;
+        self.dialing.deadlines.sweep(elapsed_ms);
+        self.dialing_slowly.deadlines.sweep(elapsed_ms);
+        self.cluster.borrow_mut().tick(now);
+        self.links.wake_due(&self.cluster.borrow());
+        self.after_cluster();
+        self.record_activities();
+        self.report_readiness();
+        if self.draining.load(Ordering::Relaxed) {
+            // Whoever waits for this core to have nothing left need not wait for long.
+            self.publish();
+        }
+        self.meter.end(piece);
+    }
+
+    /// Something happens here. Call it before anything goes by the time that ticks keep.
+    #[inline]
+    pub(super) fn stir(&self) {
+        if self.rest.ends_now() {
+            self.catch_up();
+        }
+    }
+
+    #[cold]
+    fn catch_up(&self) {
+        let (now, wall) = (Instant::now(), wall_time());
+        self.meter.catch_up(now, wall);
+        self.date.set(date_at(wall));
+        self.door.set_now(wall);
+        self.cluster.borrow_mut().catch_up(wall);
+    }
+
+    /// How long it is until this core has to do something of its own accord; `None` while
+    /// something is under way.
+    fn due(&self, wall: UnixMs) -> Option<Duration> {
+        let cluster = self.cluster.borrow();
+        let shard = cluster.local().shard();
+        let is_quiet = !self.is_draining()
+            && !self.deadlines.stopping()
+            && shard.lent_bytes() == 0
+            && shard.leases().0 == 0
+            && cluster.copies().is_empty()
+            && !shard.has_expired(UnixMs(wall.0 + REST_MAX.as_millis() as u64));
+        if !is_quiet {
+            return None;
+        }
+        let quiet = Duration::from_millis(cluster.quiet_ms(wall)?);
+        let next = self
+            .all_deadlines()
+            .into_iter()
+            .filter_map(|all| all.next());
+        Some(next.fold(quiet, Duration::min))
+    }
+
+    fn all_deadlines(&self) -> [&Rc<Deadlines>; 5] {
+        [
+            &self.deadlines,
+            &self.late,
+            &self.peer_connections,
+            &self.dialing.deadlines,
+            &self.dialing_slowly.deadlines,
+        ]
     }
 
     /// Tells how far this core has come.
@@ -730,6 +801,7 @@ impl Core {
                     continue;
                 }
             };
+            self.stir();
             let others = self.connections.fetch_add(1, Ordering::Relaxed);
             if others >= self.connections_max {
                 self.connections.fetch_sub(1, Ordering::Relaxed);
@@ -775,6 +847,7 @@ impl Core {
 
     /// A connection counted to a core has ended.
     fn end_counted(&self, core: CoreId) {
+        self.stir();
         self.connections.fetch_sub(1, Ordering::Relaxed);
         self.spread.ended(core);
     }
@@ -896,8 +969,17 @@ impl Core {
         let mut last = Instant::now();
         let mut expected = last + TICK;
         let mut aged = last;
+        let mut rest = None;
         loop {
-            runtime::sleep(TICK).await;
+            match rest {
+                None => runtime::sleep(TICK).await,
+                Some(rest) => self.rest.alarm().pause(rest).await,
+            }
+            if rest.is_some() {
+                self.rest.end();
+                self.all_deadlines().iter().for_each(|all| all.end_rest());
+                self.look_after_peers(expected);
+            }
             let piece = self.meter.begin(Work::Housekeeping);
             let now = Instant::now();
             let late = now.saturating_duration_since(expected);
@@ -905,7 +987,8 @@ impl Core {
             self.meter.tick(now, wall, late);
             self.date.set(date_at(wall));
             self.door.set_now(wall);
-            let passed = now.duration_since(last).min(BUSY_TICK_MAX);
+            let passed = now.duration_since(last);
+            let passed = passed.min(rest.unwrap_or_default() + BUSY_TICK_MAX);
             clients_ms += passed.as_millis() as u64;
             last = now;
             self.deadlines.sweep(clients_ms);
@@ -920,7 +1003,17 @@ impl Core {
             self.publish();
             self.meter.end(piece);
             self.reap(REAP_MAX).await;
-            expected = Instant::now() + TICK;
+            let rested = rest.is_some();
+            rest = self.rest.begin(REST_MAX, || self.due(wall));
+            match rest {
+                Some(rest) => {
+                    let all = self.all_deadlines().into_iter();
+                    all.for_each(|deadlines| deadlines.rest(rest, self.rest.alarm()));
+                }
+                None if rested => self.peers_alarm.ring(),
+                None => {}
+            }
+            expected = Instant::now() + rest.unwrap_or(TICK);
         }
     }
 
@@ -1168,6 +1261,7 @@ impl Service for Rc<Core> {
 
     #[inline]
     fn admit(&self, link: &Link, head: &Head<'_>) -> Entry {
+        self.stir();
         if link.late && !router::is_liveness(head.method, head.path) {
             return Entry::Expelled(ApiError::too_many_connections());
         }
@@ -1220,6 +1314,7 @@ impl Service for Rc<Core> {
     }
 
     fn refuse(&self, error: &ApiError, head_only: bool, turn: &mut Turn) {
+        self.stir();
         // The door counts those it turns away itself.
         self.counters
             .requests_refused

@@ -101,6 +101,12 @@ impl Meter {
         UnixMs(wall.0.saturating_add(passed))
     }
 
+    /// Sets the clocks after a long time without work.
+    pub fn catch_up(&self, now: Instant, wall: UnixMs) {
+        self.clocks.set((now, wall));
+        self.waited.set(runtime::thread_waited());
+    }
+
     /// Notes that housekeeping comes `late`, and sets the clocks.
     pub fn tick(&self, now: Instant, wall: UnixMs, late: Duration) {
         self.clocks.set((now, wall));
@@ -117,7 +123,8 @@ impl Meter {
         self.counters.stall_us_max.set(worst.as_micros() as u64);
     }
 
-    /// Notes how late a piece of work has begun. To be called some ten times a second at least.
+    /// Notes how late a piece of work has begun. To be called some ten times a second at least
+    /// while there is work.
     pub fn note_late_piece(&self, piece: &Piece, expected: Instant) {
         self.waited.set(runtime::thread_waited());
         let late = piece.began.saturating_duration_since(expected);

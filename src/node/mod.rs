@@ -11,6 +11,7 @@ mod measuring;
 pub mod peering;
 pub mod readiness;
 mod recording;
+pub mod rest;
 pub mod security;
 mod slices;
 mod spread;

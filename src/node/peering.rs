@@ -254,6 +254,7 @@ impl PeerService {
             let core = &service.0;
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    core.stir();
                     let crowded = core.peer_connections.open() >= CONNECTIONS_MAX;
                     if core.peer_connections.make_room(CONNECTIONS_MAX) {
                         let watch = core.peer_connections.watch(stream.aborter());
@@ -373,6 +374,9 @@ impl Service for PeerService {
     /// Peers show the cluster's secret; people show that, or who they are.
     fn admit(&self, link: &Link, head: &Head<'_>) -> Entry {
         let core = &self.0;
+        if head.path != MEMBERSHIP_PATH.as_bytes() {
+            core.stir();
+        }
         if let Err(expelled) = core.door.check_certificates(&link.visitor) {
             return expelled;
         }

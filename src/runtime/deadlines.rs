@@ -8,6 +8,10 @@
 //! its buffers, learns from [`Watch::expired`] why. Cost on the request path: a
 //! few stores. Precision: one tick.
 //!
+//! A core without work need not sweep so often: it lets the deadlines rest
+//! ([`Deadlines::rest`]) until the next of them, and is rung for when one is set that comes
+//! sooner. Meanwhile they read the clock themselves, so that none begins in the past.
+//!
 //! A stop works the same way: connections that wait for a next request are shut
 //! down for reading at once; whatever had already arrived is still read and
 //! answered. Handshakes are cut: nothing was asked yet.
@@ -17,9 +21,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Aborter;
+use super::{Aborter, Alarm};
 
 /// How long a connection may wait for what.
 #[derive(Clone, Copy, Debug)]
@@ -105,10 +109,22 @@ struct Entry {
     aborter: Option<Aborter>,
 }
 
+/// The time between two sweeps that are further apart than usual.
+#[derive(Clone, Copy)]
+struct Rest {
+    began: Instant,
+    /// When it is to end, in the time of the deadlines.
+    until_ms: u64,
+}
+
 /// The waits of all connections of one core.
 pub struct Deadlines {
     timeouts: Timeouts,
+    /// As of the last sweep.
     now_ms: Cell<u64>,
+    rest: Cell<Option<Rest>>,
+    /// Ends it.
+    alarm: RefCell<Rc<Alarm>>,
     stopping: Cell<bool>,
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<usize>>,
@@ -125,6 +141,8 @@ impl Deadlines {
         Rc::new(Self {
             timeouts,
             now_ms: Cell::new(0),
+            rest: Cell::new(None),
+            alarm: RefCell::default(),
             stopping: Cell::new(false),
             entries: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
@@ -213,6 +231,10 @@ impl Deadlines {
     /// fixed point and never goes back.
     pub fn sweep(&self, now_ms: u64) {
         self.now_ms.set(now_ms);
+        if let Some(rest) = self.rest.get() {
+            let began = Instant::now();
+            self.rest.set(Some(Rest { began, ..rest }));
+        }
         let mut expired = self.expired.get();
         for entry in self.entries.borrow_mut().iter_mut() {
             if entry.deadline_ms <= now_ms {
@@ -223,6 +245,53 @@ impl Deadlines {
             }
         }
         self.expired.set(expired);
+    }
+
+    /// How long it is until the first deadline; `None` if nothing has one.
+    pub fn next(&self) -> Option<Duration> {
+        let entries = self.entries.borrow();
+        let next_ms = entries.iter().map(|entry| entry.deadline_ms).min();
+        let next_ms = next_ms.filter(|&deadline_ms| deadline_ms != u64::MAX)?;
+        Some(Duration::from_millis(next_ms.saturating_sub(self.now_ms())))
+    }
+
+    /// There need be no sweep for so long, unless the alarm rings: it does when a deadline is
+    /// set that comes sooner.
+    pub fn rest(&self, pause: Duration, alarm: &Rc<Alarm>) {
+        let now_ms = self.now_ms();
+        self.now_ms.set(now_ms);
+        self.rest.set(Some(Rest {
+            began: Instant::now(),
+            until_ms: now_ms.saturating_add(pause.as_millis() as u64),
+        }));
+        *self.alarm.borrow_mut() = Rc::clone(alarm);
+    }
+
+    /// Sweeps come as often as usual again.
+    pub fn end_rest(&self) {
+        self.now_ms.set(self.now_ms());
+        self.rest.set(None);
+    }
+
+    #[inline]
+    fn now_ms(&self) -> u64 {
+        let swept_ms = self.now_ms.get();
+        match self.rest.get() {
+            None => swept_ms,
+            Some(rest) => swept_ms.saturating_add(rest.began.elapsed().as_millis() as u64),
+        }
+    }
+
+    /// A deadline has been set.
+    #[inline]
+    fn is_due_at(&self, deadline_ms: u64) {
+        if self
+            .rest
+            .get()
+            .is_some_and(|rest| deadline_ms < rest.until_ms)
+        {
+            self.alarm.borrow().ring();
+        }
     }
 
     /// Lets no connection wait for a next request any more.
@@ -279,10 +348,10 @@ impl Watch {
             None => u64::MAX,
             Some(limit) => self
                 .deadlines
-                .now_ms
-                .get()
+                .now_ms()
                 .saturating_add(limit.as_millis() as u64),
         };
+        self.deadlines.is_due_at(entry.deadline_ms);
         if self.deadlines.stopping.get() && matches!(wait, Wait::Handshake | Wait::Idle) {
             cut(entry);
         }
@@ -308,5 +377,84 @@ impl Drop for Watch {
         entry.deadline_ms = u64::MAX;
         self.deadlines.free.borrow_mut().push(self.index);
         self.deadlines.open.set(self.deadlines.open.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::net::{TcpListener, TcpStream};
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::runtime::Stream;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        read: Duration::from_secs(5),
+        write: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+        exchange: Duration::from_secs(1),
+    };
+
+    /// Runs with a watched connection; it has to be made on a core.
+    fn with_watch(test: impl FnOnce(Rc<Deadlines>, Watch) + Send + 'static) {
+        crate::runtime::run_core(None, crate::runtime::DriverChoice::Epoll, |_| async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let stream = Stream::from_std(client).unwrap();
+            let deadlines = Deadlines::new(TIMEOUTS);
+            let watch = deadlines.watch(stream.aborter());
+            test(deadlines, watch);
+        })
+        .unwrap();
+    }
+
+    fn has_rung(alarm: &Alarm) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        pin!(alarm.rung()).poll(&mut context).is_ready()
+    }
+
+    #[test]
+    fn the_first_deadline_says_how_long_no_sweep_is_needed() {
+        with_watch(|deadlines, watch| {
+            deadlines.sweep(1_000);
+            assert_eq!(deadlines.next(), None);
+            watch.wait_for(Wait::Request);
+            assert_eq!(deadlines.next(), Some(TIMEOUTS.read));
+            deadlines.sweep(3_000);
+            assert_eq!(deadlines.next(), Some(Duration::from_secs(3)));
+        });
+    }
+
+    #[test]
+    fn a_deadline_within_a_rest_ends_it_and_a_later_one_does_not() {
+        with_watch(|deadlines, watch| {
+            let alarm = Rc::default();
+            deadlines.rest(Duration::from_secs(3), &alarm);
+            watch.wait_for(Wait::Request);
+            assert!(!has_rung(&alarm));
+            watch.wait_for(Wait::Exchange);
+            assert!(has_rung(&alarm));
+            deadlines.end_rest();
+            watch.wait_for(Wait::Exchange);
+            assert!(!has_rung(&alarm), "the rest is over");
+        });
+    }
+
+    #[test]
+    fn what_begins_to_wait_after_a_long_rest_has_all_of_its_time() {
+        with_watch(|deadlines, watch| {
+            let alarm = Rc::default();
+            deadlines.rest(Duration::from_secs(3), &alarm);
+            let mut rest = deadlines.rest.get().unwrap();
+            rest.began -= Duration::from_secs(2);
+            deadlines.rest.set(Some(rest));
+            watch.wait_for(Wait::Exchange);
+            deadlines.sweep(2_900);
+            assert_eq!(watch.expired(), None);
+            deadlines.sweep(3_100);
+            assert_eq!(watch.expired(), Some(Wait::Exchange));
+        });
     }
 }

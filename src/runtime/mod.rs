@@ -19,6 +19,7 @@
 #[cfg(not(any(feature = "monoio", feature = "glommio")))]
 compile_error!("enable one of the features `monoio` and `glommio`");
 
+mod alarm;
 mod cgroup;
 mod cores;
 mod deadlines;
@@ -43,6 +44,7 @@ use self::glommio as backend;
 #[cfg(all(feature = "monoio", not(feature = "glommio")))]
 use self::monoio as backend;
 
+pub use self::alarm::Alarm;
 pub use self::cores::{
     CORES_MAX, CoreFacts, CorePlan, CorePlanError, PlanReason, plan, read_facts,
 };

@@ -404,6 +404,16 @@ impl Shard {
         self.wheel.has_work(now)
     }
 
+    /// Whether [`Shard::reap`] would have something to do at `now`.
+    pub fn has_expired(&self, now: UnixMs) -> bool {
+        self.wheel.has_work(now)
+    }
+
+    /// Whether there is something left to do for [`Shard::clear_step`].
+    pub fn is_clearing(&self) -> bool {
+        self.clearing.is_some()
+    }
+
     /// Evicts up to `count` values; returns how many there were to evict.
     pub fn evict(&mut self, count: usize) -> usize {
         (0..count).take_while(|_| self.evict_one()).count()

@@ -5,23 +5,28 @@
 //! `cargo run --release -p hypercache-perf --bin replication [rounds] [seconds]`
 //!
 //! All servers share CPU 0, the load has CPU 1: what is compared is work, not waiting.
-//! Whoever is not measured is stopped meanwhile.
+//! Whoever is not measured is stopped meanwhile. It ends with a failure when a bound is missed.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::process::ExitCode;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hypercache_perf::protocol::Answers;
-use hypercache_perf::report::{Rounds, print_machine, print_target};
+use hypercache_perf::report::{Rounds, exit_code, print_machine, print_target};
 use hypercache_perf::servers::{Cluster, Server, build, get, id, node};
 use hypercache_perf::{Load, Protocol, pin};
 
 /// Both CPUs, for what is lost under load.
 const EVERY_CPU: &[usize] = &[];
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
+    exit_code(run())
+}
+
+fn run() -> io::Result<bool> {
     let mut args = std::env::args().skip(1).map(|arg| arg.parse::<u64>());
     let rounds = args.next().and_then(Result::ok).unwrap_or(5);
     let seconds = args.next().and_then(Result::ok).unwrap_or(3);
@@ -31,17 +36,18 @@ fn main() -> io::Result<()> {
     // On a thread of its own: it binds itself to a CPU, and what is started later would
     // inherit that.
     let cost = std::thread::spawn(move || measure_cost(rounds, Duration::from_secs(seconds)));
-    cost.join()
+    let mut kept = cost
+        .join()
         .unwrap_or_else(|_| Err(io::Error::other("the measurement of cost failed")))?;
     measure_hops(Duration::from_secs(seconds))?;
     for (how, signal) in [("killed", libc::SIGKILL), ("hanging", libc::SIGSTOP)] {
-        measure_loss(rounds, how, signal)?;
+        kept &= measure_loss(rounds, how, signal)?;
     }
-    Ok(())
+    Ok(kept)
 }
 
-/// Processor time per request, in the two clusters and the one node.
-fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
+/// Processor time per request, in the two clusters and the one node; true if no bound is missed.
+fn measure_cost(rounds: u64, duration: Duration) -> io::Result<bool> {
     let single = node(1, "auto")?;
     let three = Cluster::start(3, &[], &[0])?;
     let five = Cluster::start(5, &[], &[0])?;
@@ -102,19 +108,20 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
         }
     }
     let [put, put_three, get_owned, get_foreign] = &cost;
+    let mut kept = true;
+    let mut judge = |what: &str, reached: f64, bound: &str, met: bool| {
+        kept &= met;
+        print_target(what, reached, bound, met);
+    };
     let ratio = put_three.median() / put.median();
     let what = "QUORUM PUT on three nodes, RF 3, summed CPU to that of one node alone";
-    print_target(what, ratio, "at most 5", ratio <= 5.0);
+    judge(what, ratio, "at most 5", ratio <= 5.0);
     let what = "operations per request between peers under that load";
-    print_target(
-        what,
-        grouped.median(),
-        "more than 4",
-        grouped.median() > 4.0,
-    );
+    let grouped = grouped.median();
+    judge(what, grouped, "more than 4", grouped > 4.0);
     let ratio = get_foreign.median() / get_owned.median();
     let what = "GET at ONE through a node that is no owner, to one through an owner";
-    print_target(what, ratio, "at most 2.5", ratio <= 2.5);
+    judge(what, ratio, "at most 2.5", ratio <= 2.5);
     println!("\n| operation | CPU us/request: median (min to max) | requests/s |\n|---|---|---|");
     for (what, cost, rate) in [
         ("PUT, one node alone", put, &rate[0]),
@@ -138,7 +145,7 @@ fn measure_cost(rounds: u64, duration: Duration) -> io::Result<()> {
             rate.median()
         );
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// PUTs of 100 bytes over 64 connections.
@@ -196,8 +203,9 @@ struct Seen {
     failed: bool,
 }
 
-/// Clients of four nodes read and write at QUORUM while the fifth is lost.
-fn measure_loss(rounds: u64, how: &str, signal: i32) -> io::Result<()> {
+/// Clients of four nodes read and write at QUORUM while the fifth is lost; true if none of them
+/// noticed for longer than a second.
+fn measure_loss(rounds: u64, how: &str, signal: i32) -> io::Result<bool> {
     const CLIENTS: usize = 16;
     const BEFORE: Duration = Duration::from_secs(2);
     const AFTER: Duration = Duration::from_secs(4);
@@ -255,7 +263,8 @@ fn measure_loss(rounds: u64, how: &str, signal: i32) -> io::Result<()> {
     }
     println!("\n| one node of five {how}, QUORUM GET and PUT | reached | bound |\n|---|---|---|");
     let what = "failed after the first second, worst round";
-    print_target(what, failed[1].max(), "0", failed[1].max() == 0.0);
+    let kept = failed[1].max() == 0.0;
+    print_target(what, failed[1].max(), "0", kept);
     println!(
         "| of so many requests, median | {:.0} | |",
         requests.median()
@@ -271,7 +280,7 @@ fn measure_loss(rounds: u64, how: &str, signal: i32) -> io::Result<()> {
     ] {
         println!("| {what} | {:.2} | |", slow.median());
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// One client: by turns a PUT and a GET at QUORUM, each when the one before is answered.

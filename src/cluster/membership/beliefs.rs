@@ -37,6 +37,9 @@ impl Membership {
                 if peer.member.incarnation == incarnation && peer.member.identity == *from =>
             {
                 peer.silent_since_ms = self.now_ms;
+                if message.kind == Kind::Ping {
+                    peer.pinged_ms = Some(self.now_ms);
+                }
                 true
             }
             _ => false,
@@ -111,6 +114,7 @@ impl Membership {
         let peer = Peer {
             member: Member::new(update, self.now_ms),
             silent_since_ms: self.now_ms,
+            pinged_ms: None,
             refutable_until_ms: self.heartbeats_from_now(SUSPECT_HEARTBEATS),
         };
         self.others.insert(Arc::clone(&id), peer);

@@ -80,7 +80,12 @@ impl Membership {
     }
 
     pub(super) fn gossip(&mut self, rng: &mut Rng) {
-        self.next_gossip_ms = self.now_ms.saturating_add(self.config.gossip_interval_ms);
+        // Kept even, as rounds are: then both are due in one tick where they are as long.
+        let interval_ms = self.config.gossip_interval_ms;
+        self.next_gossip_ms = self.next_gossip_ms.saturating_add(interval_ms);
+        if self.next_gossip_ms <= self.now_ms {
+            self.next_gossip_ms = self.now_ms.saturating_add(interval_ms);
+        }
         let mut ids = self.ids_where(State::is_probed);
         if ids.is_empty() {
             return;

@@ -499,6 +499,14 @@ impl Membership {
             | mark(READY, is_me && *stage == Stage::Ready)
     }
 
+    /// Whether [`Membership::review`] has nothing to do before something changes.
+    pub(super) fn is_at_ease(&self) -> bool {
+        self.placing.stage == Stage::Settled
+            && self.placing.reviewed == self.version
+            && self.placing.majority_dead_since_ms.is_none()
+            && !self.placing.fenced
+    }
+
     /// Goes on as far as what is known allows, and says so.
     pub(super) fn review(&mut self, rng: &mut Rng) {
         if !self.joined || self.me.state != State::Alive {

@@ -30,7 +30,8 @@ impl Membership {
     }
 
     /// Who is probed: first those that did not answer, until they do or are suspect, then
-    /// the next in turn.
+    /// the next in turn, but for those that have pinged this node just now: of two that probe
+    /// each other one ping per heartbeat tells both.
     pub(super) fn draw_targets(&mut self, unanswered: Vec<Probe>, rng: &mut Rng) -> Vec<Arc<str>> {
         let mut targets: Vec<Arc<str>> = unanswered
             .into_iter()
@@ -42,7 +43,7 @@ impl Membership {
             match self.order.pop() {
                 Some(id) => {
                     let probed = self.state_of(&id).is_some_and(State::is_probed);
-                    if probed && !targets.contains(&id) {
+                    if probed && !targets.contains(&id) && !self.has_pinged_just_now(&id) {
                         self.count_silence_anew(&id);
                         targets.push(id);
                     }
@@ -56,6 +57,17 @@ impl Membership {
             }
         }
         targets
+    }
+
+    /// Whether a member that is alive has pinged this node within half a heartbeat: of two that
+    /// probe each other exactly one finds that, however their rounds lie. Long before silence
+    /// counts ([`SUSPECT_HEARTBEATS`]) it is probed again, so what fails is found as soon.
+    fn has_pinged_just_now(&self, id: &str) -> bool {
+        self.others.get(id).is_some_and(|peer| {
+            let passed_ms = |since_ms| self.now_ms.saturating_sub(since_ms);
+            peer.member.state == State::Alive
+                && (peer.pinged_ms).is_some_and(|at| passed_ms(at) < self.config.heartbeat_ms / 2)
+        })
     }
 
     /// In a large cluster a member's turn comes rarely. Had it been probed in each round, it

@@ -73,6 +73,9 @@ struct Net {
     loss_percent: usize,
     chance: Rng,
     trace: Vec<String>,
+    /// Whether machines are left alone while they say that they have nothing to do.
+    rests: bool,
+    ticks: usize,
 }
 
 impl Net {
@@ -85,6 +88,8 @@ impl Net {
             loss_percent: 0,
             chance: Rng::new(seed),
             trace: Vec::new(),
+            rests: true,
+            ticks: 0,
         }
     }
 
@@ -139,7 +144,13 @@ impl Net {
         }
         if self.now_ms.is_multiple_of(TICK_MS) {
             for node in self.nodes.values_mut().filter(|node| !node.stopped) {
-                node.machine.tick(self.now_ms, &mut node.rng);
+                // It was last told the time a step ago.
+                let is_quiet = node.machine.quiet_ms().is_some_and(|ms| ms > LATENCY_MS);
+                let rests = self.rests && is_quiet;
+                if !rests {
+                    self.ticks += 1;
+                    node.machine.tick(self.now_ms, &mut node.rng);
+                }
             }
         }
         self.collect();
@@ -294,6 +305,28 @@ fn update(id: &str, state: State, incarnation: u64) -> Update {
         standing: Standing::default(),
         marks: 0,
     }
+}
+
+#[test]
+fn a_tick_while_all_is_quiet_changes_nothing() {
+    let run = |rests| {
+        let mut net = Net::new(7);
+        net.rests = rests;
+        for index in 0..5 {
+            net.start(CONFIG, identity(&format!("n{index}")), &["n0:7000"]);
+        }
+        net.run(20 * HEARTBEAT_MS);
+        let ticks = net.ticks;
+        net.crash(3);
+        net.run(2 * GRACE_MS);
+        net.start(CONFIG, identity("n3"), &["n0:7000"]);
+        net.loss_percent = 10;
+        net.run(20 * HEARTBEAT_MS);
+        (net.trace, ticks)
+    };
+    let ((trace, few), (always, many)) = (run(true), run(false));
+    assert!(trace == always, "other messages were sent");
+    assert!(few * 3 < many, "{few} ticks instead of {many}");
 }
 
 #[test]
@@ -711,6 +744,26 @@ fn one_that_refuted_is_given_time_to_be_heard() {
     tell(&mut machine, vec![update("b", State::Alive, 6)]);
     wait(&mut machine, &mut rng, 5 * HEARTBEAT_MS / 2);
     assert_eq!(find(&machine, "b").unwrap().state, State::Alive);
+}
+
+#[test]
+fn of_two_members_one_pings_the_other_in_each_heartbeat() {
+    for apart_ms in [3 * TICK_MS, 7 * TICK_MS] {
+        let mut net = Net::new(1);
+        net.start(CONFIG, identity("n0"), &["n1:7000"]);
+        net.run(apart_ms);
+        net.start(CONFIG, identity("n1"), &["n0:7000"]);
+        net.run(5 * HEARTBEAT_MS);
+        assert!(net.all_alive(2));
+        net.trace.clear();
+        net.run(20 * HEARTBEAT_MS);
+        let is_ping = |line: &&String| line.ends_with(" Ping");
+        let pings = net.trace.iter().filter(is_ping).count();
+        assert_eq!(pings, 20, "{apart_ms} ms apart");
+        net.crash(1);
+        let limit_ms = 4 * HEARTBEAT_MS + SLACK_MS;
+        net.run_until(limit_ms, |net| net.state(0, "n1") == Some(State::Suspect));
+    }
 }
 
 #[test]

@@ -138,6 +138,41 @@ fn keys_of(partitions: std::ops::Range<usize>, count: usize) -> Vec<[u8; 8]> {
 }
 
 #[test]
+fn a_core_says_for_how_long_it_has_nothing_to_do() {
+    let mut alone = coordinator("n0", &view_of(0, 1, 1));
+    alone.tick(NOW);
+    alone.take_activities();
+    assert_eq!(alone.quiet_ms(NOW), Some(u64::MAX));
+
+    let mut pair = Pair::new(0);
+    assert_eq!(
+        pair.nodes[0].quiet_ms(NOW),
+        None,
+        "it lacks all that it owns"
+    );
+    pair.session(0);
+    let (now, cluster) = (pair.now, &mut pair.nodes[0]);
+    cluster.tick(now);
+    assert_eq!(cluster.quiet_ms(now), None, "what it did is to be told");
+    cluster.take_activities();
+    let quiet = cluster.quiet_ms(now).expect("it is in step");
+    assert!(quiet >= 1_000, "{quiet} ms to the next session");
+
+    let later = UnixMs(now.0 + 700);
+    assert_eq!(
+        cluster.quiet_ms(later),
+        Some(quiet - 700),
+        "it was not told the time"
+    );
+    cluster.tick(later);
+    assert_eq!(cluster.quiet_ms(later), Some(quiet - 700));
+    assert!(cluster.poll(NodeIx(1), Lane::Bulk).is_none());
+
+    let _put = start(cluster, put(), Consistency::Quorum);
+    assert_eq!(cluster.quiet_ms(later), None, "an operation waits");
+}
+
+#[test]
 fn one_frame_has_few_keys_looked_through_however_much_it_asks() {
     const PARTITIONS: usize = 8;
     let mut pair = Pair::new(0);
