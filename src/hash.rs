@@ -80,6 +80,25 @@ impl CoreId {
     }
 }
 
+/// A set of cores. Cores whose numbers differ by a multiple of 64 count as one: it is for
+/// guesses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoughCores(u64);
+
+impl RoughCores {
+    /// Adds a core.
+    #[inline]
+    pub fn add(&mut self, core: CoreId) {
+        self.0 |= 1 << (core.0 % 64);
+    }
+
+    /// Whether a core may be among them.
+    #[inline]
+    pub fn may_have(self, core: CoreId) -> bool {
+        self.0 & 1 << (core.0 % 64) != 0
+    }
+}
+
 /// How many data cores a node runs: at least 1, at most [`CoreCount::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoreCount(u16);

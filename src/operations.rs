@@ -22,7 +22,7 @@ use std::sync::Arc;
 use crate::buffers::{Allotment, Pool, Ration, RationRefused};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::cluster::Consistency;
-use crate::hash::{CoreCount, CoreId, KeyHash};
+use crate::hash::{CoreCount, CoreId, KeyHash, RoughCores};
 use crate::store::{ItemView, Lease, TooLarge, ValueIn, ValueView};
 use crate::telemetry::latency::Via;
 use crate::trace_context::Context;
@@ -202,7 +202,7 @@ pub struct Batch {
     /// Reads whose items the sender would like to copy.
     copies_wanted: Vec<usize>,
     /// The leases of those it may copy.
-    leases: Vec<(usize, Arc<Lease>)>,
+    leases: Vec<(usize, Lease)>,
 }
 
 impl Batch {
@@ -276,7 +276,7 @@ impl Batch {
     }
 
     /// Lets the sender copy what the operation numbered `index` has found.
-    pub fn lend(&mut self, index: usize, lease: Arc<Lease>) {
+    pub fn lend(&mut self, index: usize, lease: Lease) {
         self.leases.push((index, lease));
     }
 
@@ -362,6 +362,8 @@ pub struct Exchange {
     /// The recorded request to which the operations belong that are added.
     pub context: Option<Context>,
     writes: bool,
+    /// The cores that operations are expected for: a guess, for speed.
+    expected: RoughCores,
 }
 
 impl Exchange {
@@ -381,6 +383,7 @@ impl Exchange {
             own_allotment: None,
             context: None,
             writes: false,
+            expected: RoughCores::default(),
         }
     }
 
@@ -407,6 +410,17 @@ impl Exchange {
     #[inline]
     pub fn has_writes(&self) -> bool {
         self.writes
+    }
+
+    /// Says for which cores operations are to be expected.
+    pub fn expect(&mut self, cores: RoughCores) {
+        self.expected = cores;
+    }
+
+    /// Whether `core` gets operations anyway, so that one more costs little.
+    #[inline]
+    pub fn asks(&self, core: CoreId) -> bool {
+        self.expected.may_have(core) || self.open[core.index()].is_some()
     }
 
     /// How many batches were filled since the last reset.
@@ -469,7 +483,7 @@ impl Exchange {
     }
 
     /// Takes the leases that came home, each with the read that found its item.
-    pub fn take_leases(&mut self) -> Vec<(Ticket, Arc<Lease>)> {
+    pub fn take_leases(&mut self) -> Vec<(Ticket, Lease)> {
         let mut all = Vec::new();
         for (slot, batch) in self.batches.iter_mut().enumerate() {
             let Some(batch) = batch else { continue };
@@ -605,6 +619,7 @@ impl Exchange {
         self.open.fill(None);
         self.own_allotment = None;
         self.writes = false;
+        self.expected = RoughCores::default();
         for mut batch in self.batches.drain(..).flatten() {
             batch.clear();
             if batch.arena.capacity() <= ARENA_BYTES_KEPT && self.spare.len() < self.open.len() {

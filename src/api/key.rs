@@ -219,8 +219,9 @@ pub fn serve(
     let outcome = match (is_own, reads) {
         (true, true) => cluster.get_here(hash, key, consistency, moment.now),
         (true, false) => cluster.write_here(&operation, moment.now),
-        // A copy would overtake a write of this connection that still waits.
-        (false, true) if !turn.exchange.has_writes() => {
+        // A copy would overtake a write of this connection that still waits. And where its owner
+        // is asked anyway, one more read there costs less than a copy that is in no near cache.
+        (false, true) if !turn.exchange.has_writes() && !turn.exchange.asks(owner) => {
             cluster.get_copy(hash, key, consistency, moment.now)
         }
         (false, _) => None,

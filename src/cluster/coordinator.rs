@@ -56,7 +56,7 @@ use super::rng::Rng;
 use super::sync::SyncState;
 use super::view::{NodeIx, View};
 use crate::clock::{SteadyClock, SteadyMs, UnixMs, Version};
-use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId};
+use crate::hash::{CoreCount, CoreId, KeyHash, PartitionId, RoughCores};
 use crate::mutation::{Mutation, planted};
 use crate::operations::{Action, Batch, Exchange, Home, Operation, Outcome};
 use crate::store::{Copies, FORESEEN_MAX, ItemView, ShardStats, ValueView};
@@ -580,8 +580,8 @@ impl Coordinator {
     }
 
     /// Some of these keys, of whichever core, may be asked for soon. Those of this core come
-    /// first when this returns.
-    pub fn foresee(&self, hashes: &mut [KeyHash]) {
+    /// first when this returns, which tells of the others what cores will have to be asked.
+    pub fn foresee(&self, hashes: &mut [KeyHash]) -> RoughCores {
         let mut own = 0;
         for index in 0..hashes.len() {
             if hashes[index].partition().core(self.config.cores) == self.config.core {
@@ -591,7 +591,7 @@ impl Coordinator {
         }
         let (own, others) = hashes.split_at(own);
         self.local.shard().foresee(own);
-        self.copies.foresee(others);
+        self.copies.foresee(others, self.config.cores)
     }
 
     /// Whether to ask for a copy of a key's item, now that it has to be read from its core.

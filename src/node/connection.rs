@@ -177,7 +177,7 @@ pub trait Service {
 
     /// Told of what has been received behind the request that is about to be handled. It may
     /// be anything; nothing may depend on it but speed.
-    fn foresee(&self, _received: &[u8]) {}
+    fn foresee(&self, _received: &[u8], _turn: &mut Turn) {}
 
     /// Answers a whole request that was not admitted; the connection goes on.
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn);

@@ -1273,7 +1273,7 @@ impl Service for Rc<Core> {
         self.door.verify(&link.visitor, &authorization).await;
     }
 
-    fn foresee(&self, received: &[u8]) {
+    fn foresee(&self, received: &[u8], turn: &mut Turn) {
         let mut hashes = [KeyHash(0); FORESEEN_MAX];
         let keys = router::keys_ahead(received);
         let count = hashes
@@ -1281,7 +1281,8 @@ impl Service for Rc<Core> {
             .zip(keys)
             .map(|(hash, key)| *hash = KeyHash::of(key))
             .count();
-        self.cluster.borrow().foresee(&mut hashes[..count]);
+        let asked = self.cluster.borrow().foresee(&mut hashes[..count]);
+        turn.exchange.expect(asked);
     }
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {

@@ -281,7 +281,7 @@ impl Input {
                 },
             };
             if handled.is_multiple_of(FORESEEN_MAX) && self.pending() > consumed {
-                service.foresee(&self.buffer[self.start + consumed..]);
+                service.foresee(&self.buffer[self.start + consumed..], turn);
             }
             let job = match denied {
                 None => service.handle(link, &head, body, turn),

@@ -280,7 +280,7 @@ impl Shard {
         key: &[u8],
         any_level: bool,
         now: UnixMs,
-    ) -> Option<Arc<Lease>> {
+    ) -> Option<Lease> {
         let id = self.find(hash, key)?;
         self.slab[id].is_visible(now).then_some(())?;
         self.leases.give(id, any_level)

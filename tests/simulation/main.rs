@@ -13,6 +13,8 @@ mod scenarios;
 mod world;
 
 use history::{Broken, Kind, Request};
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use hypercache::cluster::Consistency;
 use hypercache::cluster::rng::Rng;
 use world::{
@@ -31,6 +33,9 @@ const QUIET_MS: u64 = 5_000;
 /// So many seeds have to show a planted fault.
 #[cfg(feature = "mutations")]
 const FAULT_SEEDS: u64 = 1_000;
+
+/// Reads that were answered from copies, of all seeds together.
+static COPIES_READ: AtomicU64 = AtomicU64::new(0);
 
 /// Runs one seed.
 fn simulate(seed: u64) -> Result<(), Broken> {
@@ -82,6 +87,7 @@ fn simulate(seed: u64) -> Result<(), Broken> {
         }
         bounds(&world)?;
     }
+    COPIES_READ.fetch_add(world.copies_read, Ordering::Relaxed);
     driver.heal(&mut world);
     let settled = settle(&mut world, 60_000).and_then(|()| match evicts {
         true => quiet(&mut world),
@@ -390,6 +396,8 @@ fn every_promise_holds_under_every_fault() {
             .collect()
     });
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+    let copies_read = COPIES_READ.load(Ordering::Relaxed);
+    assert!(copies_read > 0, "no copy was read, and none compared");
 }
 
 /// Each fault that can be planted is found: the simulation can fail.
