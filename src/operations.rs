@@ -364,6 +364,8 @@ pub struct Exchange {
     writes: bool,
     /// The cores that operations are expected for: a guess, for speed.
     expected: RoughCores,
+    /// The cores that operations were added for since the last reset, at least.
+    asked: RoughCores,
 }
 
 impl Exchange {
@@ -384,6 +386,7 @@ impl Exchange {
             context: None,
             writes: false,
             expected: RoughCores::default(),
+            asked: RoughCores::default(),
         }
     }
 
@@ -417,10 +420,12 @@ impl Exchange {
         self.expected = cores;
     }
 
-    /// Whether `core` gets operations anyway, so that one more costs little.
+    /// Whether `core` gets operations anyway, so that one more costs little. Once it has been
+    /// asked for something this is so until the next reset: whatever is answered without it
+    /// could be older than what it is going to answer to an earlier request for the same key.
     #[inline]
     pub fn asks(&self, core: CoreId) -> bool {
-        self.expected.may_have(core) || self.open[core.index()].is_some()
+        self.expected.may_have(core) || self.asked.may_have(core)
     }
 
     /// How many batches were filled since the last reset.
@@ -436,6 +441,7 @@ impl Exchange {
             action,
             consistency,
         } = operation;
+        self.asked.add(core);
         let slot = match self.open[core.index()] {
             Some(slot) => slot,
             None => self.open_batch(core),
@@ -620,11 +626,44 @@ impl Exchange {
         self.own_allotment = None;
         self.writes = false;
         self.expected = RoughCores::default();
+        self.asked = RoughCores::default();
         for mut batch in self.batches.drain(..).flatten() {
             batch.clear();
             if batch.arena.capacity() <= ARENA_BYTES_KEPT && self.spare.len() < self.open.len() {
                 self.spare.push(batch);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read from a copy after an earlier read of the same key was left to its owner
+    /// could be older than what the owner answers.
+    #[test]
+    fn a_core_once_asked_is_asked_until_the_reset_however_many_batches_that_takes() {
+        let cores = CoreCount::new(2).unwrap();
+        let mut exchange = Exchange::new(cores);
+        let [one, other] = [0, 1].map(CoreId::new);
+        let read = || Operation {
+            hash: KeyHash::of(b"k"),
+            key: b"k",
+            action: Action::Get,
+            consistency: Consistency::One,
+        };
+        assert!(!exchange.asks(one));
+        for _ in 0..OPERATIONS_PER_BATCH {
+            exchange.add(one, read());
+            assert!(exchange.asks(one) && !exchange.asks(other));
+        }
+        // The batch is full, and others are expected.
+        let mut expected = RoughCores::default();
+        expected.add(other);
+        exchange.expect(expected);
+        assert!(exchange.asks(one) && exchange.asks(other));
+        exchange.reset();
+        assert!(!exchange.asks(one) && !exchange.asks(other));
     }
 }

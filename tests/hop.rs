@@ -112,6 +112,7 @@ fn readers_of_a_key_that_is_written_all_the_time_never_go_back() {
         // Cores tell what they have counted ten times a second.
         while value < WRITES || node.metric("hot_copy_hits_total") == copies_read {
             value += 1;
+            assert!(value < 20 * WRITES, "no copy is ever read");
             writer.put(&path, value.to_string().as_bytes());
             acknowledged.store(value, Ordering::SeqCst);
         }

@@ -57,7 +57,7 @@ use crate::clock::UnixMs;
 use crate::cluster::coordinator::Lane;
 use crate::cluster::membership::State;
 use crate::cluster::{Coordinator, NodeIx, View};
-use crate::hash::{CoreCount, CoreId, KeyHash};
+use crate::hash::{CoreCount, CoreId, KeyHash, RoughCores};
 use crate::http::{Head, HttpDate};
 use crate::operations::{Batch, Exchange, Home};
 use crate::peer::client::{Access, Dialing};
@@ -1274,8 +1274,13 @@ impl Service for Rc<Core> {
     }
 
     fn foresee(&self, received: &[u8], turn: &mut Turn) {
+        if received.is_empty() {
+            turn.exchange.expect(RoughCores::default());
+            return;
+        }
         let mut hashes = [KeyHash(0); FORESEEN_MAX];
-        let keys = router::keys_ahead(received);
+        // One that is encoded hashes to something else.
+        let keys = router::keys_ahead(received).filter(|key| !key.contains(&b'%'));
         let count = hashes
             .iter_mut()
             .zip(keys)

@@ -280,7 +280,7 @@ impl Input {
                     }
                 },
             };
-            if handled.is_multiple_of(FORESEEN_MAX) && self.pending() > consumed {
+            if handled.is_multiple_of(FORESEEN_MAX) {
                 service.foresee(&self.buffer[self.start + consumed..], turn);
             }
             let job = match denied {

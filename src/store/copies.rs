@@ -32,8 +32,8 @@
 //! Bounds: places, of which there are more the more bytes copies may take (up to [`SETS_MAX`]
 //! sets), and [`Copies::new`]'s bytes; who finds no room has no copy. A core alone, or with too
 //! little memory, has none at all. Revoked copies are dropped when they are met, and by the tick
-//! within [`SWEEP_TICKS`] ticks. Their cells are kept for others, so of what copies have taken once
-//! only the blocks of large ones are given back.
+//! within [`SWEEP_TICKS`] ticks. Blocks of large ones are given back at once; cells are kept for
+//! others, until there is no copy at all.
 
 use std::mem::size_of;
 use std::sync::Arc;
@@ -55,8 +55,15 @@ const CELL_BYTES: usize = 256;
 /// How much of that is for key and value.
 const INLINE_BYTES: usize = 200;
 
-/// Cells made at once.
+/// In how many sets a copy is looked for that gives way to another.
+const SETS_NEAR: usize = 16;
+
+/// Cells made at once, and what they take with their numbers.
 const CHUNK_CELLS: usize = 128;
+const CHUNK_BYTES: usize = CHUNK_CELLS * (CELL_BYTES + size_of::<u32>());
+
+/// Cells take no more than so many fourths of the bytes: the rest is for blocks of large copies.
+const CELL_FOURTHS: usize = 3;
 
 /// The fewest sets worth having, and the most.
 const SETS_MIN: usize = 64;
@@ -85,7 +92,7 @@ const READS_PER_ASK: u64 = 2;
 
 /// After so many ticks every copy was looked at. Looking costs what reading does, and who
 /// reads a copy looks anyway.
-const SWEEP_TICKS: usize = 64;
+const SWEEP_TICKS: usize = 32;
 
 /// One copy may take one part in so many of what all may.
 const COPY_SHARE: usize = 16;
@@ -185,11 +192,29 @@ impl Large {
     }
 
     fn charge(&self) -> usize {
-        let bytes = match self {
-            Self::Bytes(bytes) => malloc_charge(bytes.len()),
-            Self::Shared(key, value) => malloc_charge(key.len()) + value.len(),
-        };
-        malloc_charge(size_of::<Self>()) + bytes
+        match self {
+            Self::Bytes(bytes) => Self::charge_of_bytes(bytes.len()),
+            Self::Shared(key, value) => Self::charge_of_shared(key.len(), value.len()),
+        }
+    }
+
+    /// What that of an item will be; nothing if it fits into a cell.
+    fn charge_for(item: &ItemView<'_>) -> usize {
+        match item.value {
+            ValueView::Shared(value) => Self::charge_of_shared(item.key.len(), value.len()),
+            ValueView::Bytes(value) => match item.key.len() + value.len() {
+                0..=INLINE_BYTES => 0,
+                len => Self::charge_of_bytes(len),
+            },
+        }
+    }
+
+    fn charge_of_bytes(len: usize) -> usize {
+        malloc_charge(size_of::<Self>()) + malloc_charge(len)
+    }
+
+    fn charge_of_shared(key_len: usize, value_len: usize) -> usize {
+        malloc_charge(size_of::<Self>()) + malloc_charge(key_len) + value_len
     }
 }
 
@@ -311,6 +336,14 @@ struct Table {
     hits_before: u64,
     until_told: u32,
     next_swept: usize,
+    /// Whether a copy found no room since the last one left.
+    refused: bool,
+}
+
+/// Where a copy goes, and which one leaves for it, by set and way.
+struct Place {
+    at: (usize, usize),
+    leaves: Option<(usize, usize)>,
 }
 
 /// See the module's comment.
@@ -341,6 +374,7 @@ impl Copies {
             hits_before: 0,
             until_told: TELL,
             next_swept: 0,
+            refused: false,
         });
         Self {
             table,
@@ -431,21 +465,37 @@ impl Copies {
         let Some(table) = &mut self.table else {
             return;
         };
-        let place = table.find(hash, item.key).map(|(set, way, _)| (set, way));
-        let Some((set, way)) = place.or_else(|| table.least_used(hash)) else {
-            return;
-        };
-        let large = Large::of(&item);
-        let charge = large.as_ref().map_or(0, |large| large.charge());
-        let left = table.sets[set].cell(way);
-        let freed = left.map_or(0, |cell| table.cells[cell].charge());
-        let grows = left.is_none() && table.cells.free.is_empty();
-        let chunk = if grows { CHUNK_CELLS * CELL_BYTES } else { 0 };
-        let fits = table.bytes - freed + charge + chunk <= table.bytes_max;
-        if !fits || charge > table.bytes_max / COPY_SHARE {
+        // It may come late, and there may be one that is newer.
+        if !lease.is_good() {
             return;
         }
-        table.remove(set, way);
+        let former = table.find(hash, item.key).map(|(set, way, _)| Place {
+            at: (set, way),
+            leaves: Some((set, way)),
+        });
+        let Some(place) = former.or_else(|| table.place_for(hash)) else {
+            return;
+        };
+        let charge = Large::charge_for(&item);
+        let left = place
+            .leaves
+            .and_then(|(set, way)| table.sets[set].cell(way));
+        let freed = left.map_or(0, |cell| table.cells[cell].charge());
+        let grows = left.is_none() && table.cells.free.is_empty();
+        let chunk = if grows { CHUNK_BYTES } else { 0 };
+        let fits = table.bytes - freed + charge + chunk <= table.bytes_max
+            && (!grows || table.may_extend());
+        if !fits || charge > table.bytes_max / COPY_SHARE {
+            table.refused |= !fits;
+            return;
+        }
+        let large = Large::of(&item);
+        // One that only takes the room of another leaves none.
+        let refused = table.refused && freed <= charge;
+        if let Some((set, way)) = place.leaves {
+            table.remove(set, way);
+        }
+        table.refused = refused;
         if grows {
             table.cells.extend();
         }
@@ -453,6 +503,7 @@ impl Copies {
             return;
         };
         table.cells[cell as usize].fill(&item, large, lease);
+        let (set, way) = place.at;
         table.sets[set].0[way] = u64::from(tag_of(hash)) << 32 | u64::from(cell + 1);
         table.bytes += charge + chunk;
         table.len += 1;
@@ -478,6 +529,10 @@ impl Copies {
             }
         }
         table.next_swept = end % sets;
+        if table.len == 0 {
+            table.bytes -= table.cells.chunks.len() * CHUNK_BYTES;
+            table.cells = Cells::default();
+        }
     }
 
     /// How many there are.
@@ -554,10 +609,12 @@ impl Table {
         if self.asks_left == 0 || is_full && !uses.is_multiple_of(CONSIDER) {
             return false;
         }
-        let Some((set, way)) = self.least_used(hash) else {
+        let Some(place) = self.place_for(hash) else {
             return false;
         };
-        let pays = !is_full || 2 * u16::from(self.uses(set, way)) + MARGIN < u16::from(uses);
+        let pays = place
+            .leaves
+            .is_none_or(|(set, way)| 2 * u16::from(self.uses(set, way)) + MARGIN < u16::from(uses));
         self.asks_left -= u32::from(pays);
         pays
     }
@@ -584,20 +641,38 @@ impl Table {
         self.hits_before = hits;
     }
 
-    /// Whether there is no cell for another copy, and no room for more of them.
+    /// Whether there is no room for another copy: none for its cell, or none for the block of
+    /// the last that had to go without.
     fn is_short(&self) -> bool {
-        self.cells.free.is_empty() && self.bytes + CHUNK_CELLS * CELL_BYTES > self.bytes_max
+        self.refused || self.cells.free.is_empty() && !self.may_extend()
     }
 
-    /// The place in a key's set that is free, if there is a cell for another copy, or else
-    /// that of the copy used least.
-    fn least_used(&self, hash: KeyHash) -> Option<(usize, usize)> {
-        let set = self.set_of(hash);
-        if let Some(free) = self.sets[set].free_way()
+    /// Whether there may be more cells.
+    fn may_extend(&self) -> bool {
+        let cells = (self.cells.chunks.len() + 1) * CHUNK_BYTES;
+        self.bytes + CHUNK_BYTES <= self.bytes_max && cells <= self.bytes_max / 4 * CELL_FOURTHS
+    }
+
+    /// Where a copy of a key would go. In a full set the one used least gives way; where there is
+    /// no room for another one, that of the key's set or of the next one that has any.
+    fn place_for(&self, hash: KeyHash) -> Option<Place> {
+        let own = self.set_of(hash);
+        let free = self.sets[own].free_way().map(|way| (own, way));
+        if let Some(at) = free
             && !self.is_short()
         {
-            return Some((set, free));
+            return Some(Place { at, leaves: None });
         }
+        let near = (own..own + SETS_NEAR).map(|set| set & (self.sets.len() - 1));
+        let leaves = near.flat_map(|set| self.least_used(set)).next()?;
+        Some(Place {
+            at: free.filter(|_| leaves.0 != own).unwrap_or(leaves),
+            leaves: Some(leaves),
+        })
+    }
+
+    /// The copy of a set that is used least.
+    fn least_used(&self, set: usize) -> Option<(usize, usize)> {
         let taken = (0..WAYS).filter(|&way| self.sets[set].0[way] != 0);
         let way = taken.min_by_key(|&way| self.uses(set, way))?;
         Some((set, way))
@@ -616,6 +691,7 @@ impl Table {
             self.cells[cell].large = None;
             self.cells.free.push(cell as u32);
             self.len -= 1;
+            self.refused = false;
         }
     }
 }
@@ -845,8 +921,40 @@ mod tests {
         assert!(copies.len() > 20, "{}", copies.len());
         shard.clear(Version::new(1).unwrap());
         (0..SWEEP_TICKS).for_each(|_| copies.tick(NOW));
-        // But for the cells, which are kept for others.
-        let cells = copies.bytes() - fixed;
-        assert_eq!((copies.len(), cells), (0, CHUNK_CELLS * CELL_BYTES));
+        assert_eq!((copies.len(), copies.bytes()), (0, fixed));
+    }
+
+    #[test]
+    fn a_large_copy_used_more_takes_the_place_of_one_used_less_when_bytes_are_short() {
+        // Where bytes end, there are cells left, or not.
+        for len in [900, 1 << 10, 1500, 2 << 10, 3 << 10] {
+            large_copies_give_way(len);
+        }
+    }
+
+    fn large_copies_give_way(value_len: usize) {
+        let mut shard = shard(0, EvictionPolicy::default());
+        let mut copies = Copies::new(2 << 20);
+        let value = vec![7; value_len];
+        let keys: Vec<_> = (0..3_000_u64).map(|n| n.to_le_bytes()).collect();
+        for key in &keys {
+            put(&mut shard, key, 1, &value, None);
+            copy(&mut copies, &mut shard, key, false);
+        }
+        let is_copied = |copies: &mut Copies, key: &[u8]| read(copies, key, NOW).is_some();
+        let mut late = keys.clone();
+        late.retain(|key| !is_copied(&mut copies, key));
+        late.truncate(20);
+        for key in &late {
+            // Read for as long as it takes: the owner is asked, or gives a copy.
+            let wanted = (0..1_000).find(|_| copies.wants(KeyHash::of(key)));
+            assert!(wanted.is_some(), "it is never asked for");
+            copy(&mut copies, &mut shard, key, false);
+        }
+        let copied = late.iter().filter(|key| is_copied(&mut copies, *key));
+        assert!(copied.count() >= 15, "those used more have a place");
+        let cold = (0..40_000_u64).map(|n| KeyHash(splitmix64(n)));
+        let wanted = cold.filter(|&hash| copies.wants(hash)).count();
+        assert!(wanted < 40, "{wanted} that are used no more than others");
     }
 }
