@@ -6,9 +6,9 @@
 //! What makes that as good as asking the owner is written in [`lease`](super::lease).
 //!
 //! ```text
-//!   sets: one line each, WAYS words            cells, numbered, in chunks
+//!   sets: one line each, WAYS places           cells, numbered, in chunks
 //!   ┌──────┬──────┬─ … ─┬──────┐               ┌──────┬─────┬───────┬───────────── … ┐
-//!   │tag, n│tag, n│     │   0  │  ── n ─────►  │lease │stamp│lengths│key, value      │
+//!   │tag, n│tag, n│     │ -, 0 │  ── n ─────►  │lease │stamp│lengths│key, value      │
 //!   └──────┴──────┴─ … ─┴──────┘               └──┬───┴─────┴───────┴───────────── … ┘
 //!                                                 └► a term, beside those of other leases
 //! ```
@@ -116,11 +116,15 @@ pub struct CopyCounts {
     pub outdated: u64,
 }
 
-/// Where the copies of some keys are: in each word the tag of a key and the number of its cell
-/// plus one, or zero.
+/// Where the copies of some keys are.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
-struct Set([u64; WAYS]);
+struct Set {
+    /// The tag of the key in each way; of no meaning where there is none.
+    tags: [u32; WAYS],
+    /// The number of its cell, plus one; 0 where there is none.
+    cells: [u32; WAYS],
+}
 
 /// The lower half of a hash: it neither chooses the set nor the partition.
 fn tag_of(hash: KeyHash) -> u32 {
@@ -131,22 +135,30 @@ impl Set {
     /// The ways whose keys have the tag of `hash`, and their cells: seldom more than one.
     #[inline]
     fn alike(&self, hash: KeyHash) -> impl Iterator<Item = (usize, usize)> {
-        let ways = self.0.iter().enumerate();
-        ways.filter_map(move |(way, &word)| {
-            let cell = (word as u32).checked_sub(1)? as usize;
-            ((word >> 32) as u32 == tag_of(hash)).then_some((way, cell))
+        // All are compared first, which takes some instructions and no guess of the processor's.
+        let mut alike = 0_u32;
+        for way in 0..WAYS {
+            alike |= u32::from(self.tags[way] == tag_of(hash)) << way;
+        }
+        std::iter::from_fn(move || {
+            while alike != 0 {
+                let way = alike.trailing_zeros() as usize;
+                alike &= alike - 1;
+                if let Some(cell) = self.cell(way) {
+                    return Some((way, cell));
+                }
+            }
+            None
         })
     }
 
     #[inline]
     fn cell(&self, way: usize) -> Option<usize> {
-        (self.0[way] as u32)
-            .checked_sub(1)
-            .map(|cell| cell as usize)
+        self.cells[way].checked_sub(1).map(|cell| cell as usize)
     }
 
     fn free_way(&self) -> Option<usize> {
-        self.0.iter().position(|&word| word == 0)
+        self.cells.iter().position(|&cell| cell == 0)
     }
 }
 
@@ -428,6 +440,9 @@ impl Copies {
         let mut cells = [None; FORESEEN_MAX];
         for (cell, hash) in cells.iter_mut().zip(hashes) {
             let core = hash.partition().core(cores);
+            if asked.may_have(core) {
+                continue;
+            }
             match table.sets[table.set_of(*hash)].alike(*hash).next() {
                 Some((_, found)) => *cell = Some((core, found)),
                 None => asked.add(core),
@@ -457,7 +472,10 @@ impl Copies {
             return false;
         }
         let uses = table.frequency.touch(hash);
-        uses >= USES_MIN && !table.has_good(hash, uses) && table.has_place_for(hash, uses)
+        uses >= USES_MIN
+            && table.asks_left > 0
+            && !table.has_good(hash, uses)
+            && table.has_place_for(hash, uses)
     }
 
     /// Takes the copy of an item that came with its lease.
@@ -504,7 +522,8 @@ impl Copies {
         };
         table.cells[cell as usize].fill(&item, large, lease);
         let (set, way) = place.at;
-        table.sets[set].0[way] = u64::from(tag_of(hash)) << 32 | u64::from(cell + 1);
+        table.sets[set].tags[way] = tag_of(hash);
+        table.sets[set].cells[way] = cell + 1;
         table.bytes += charge + chunk;
         table.len += 1;
         self.counts.taken += 1;
@@ -606,7 +625,7 @@ impl Table {
     /// equals to take turns, each turn would cost a copy and bring nothing.
     fn has_place_for(&mut self, hash: KeyHash, uses: u8) -> bool {
         let is_full = self.sets[self.set_of(hash)].free_way().is_none() || self.is_short();
-        if self.asks_left == 0 || is_full && !uses.is_multiple_of(CONSIDER) {
+        if is_full && !uses.is_multiple_of(CONSIDER) {
             return false;
         }
         let Some(place) = self.place_for(hash) else {
@@ -673,19 +692,20 @@ impl Table {
 
     /// The copy of a set that is used least.
     fn least_used(&self, set: usize) -> Option<(usize, usize)> {
-        let taken = (0..WAYS).filter(|&way| self.sets[set].0[way] != 0);
+        let taken = (0..WAYS).filter(|&way| self.sets[set].cells[way] != 0);
         let way = taken.min_by_key(|&way| self.uses(set, way))?;
         Some((set, way))
     }
 
     /// Where a key is counted is decided by its tag.
     fn uses(&self, set: usize, way: usize) -> u8 {
-        self.frequency.of(KeyHash(self.sets[set].0[way] >> 32))
+        self.frequency
+            .of(KeyHash(u64::from(self.sets[set].tags[way])))
     }
 
     fn remove(&mut self, set: usize, way: usize) {
         if let Some(cell) = self.sets[set].cell(way) {
-            self.sets[set].0[way] = 0;
+            self.sets[set].cells[way] = 0;
             self.bytes -= self.cells[cell].charge();
             self.cells[cell].lease = None;
             self.cells[cell].large = None;
@@ -698,7 +718,10 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Content, EvictionPolicy, FORESEEN_MAX, Shard, ShardConfig, ValueIn, Write};
+    use super::super::{
+        Content, EvictionPolicy, FORESEEN_MAX, SHARED_VALUE_BYTES, Shard, ShardConfig, ValueIn,
+        Write,
+    };
     use super::*;
     use crate::hash::{CoreCount, CoreId, splitmix64};
 
@@ -904,6 +927,79 @@ mod tests {
         // Read twice for each that was asked for, and once less.
         assert_eq!([128, 255, 128, 0].map(&mut tick), [64, 128, 64, 128]);
         assert_eq!([1 << 12; 6].map(tick), [64, 128, 256, 512, 1024, 1024]);
+    }
+
+    #[test]
+    fn a_core_is_asked_for_all_if_it_must_be_asked_for_one() {
+        let mut shard = shard(0, EvictionPolicy::default());
+        let mut copies = Copies::new(8 << 20);
+        let cores = CoreCount::new(3).unwrap();
+        let of_core = |core: u16| {
+            let keys = (0_u64..).map(|n| n.to_le_bytes());
+            keys.filter(move |key| KeyHash::of(key).partition().core(cores) == CoreId::new(core))
+        };
+        let (one, two): (Vec<_>, Vec<_>) =
+            (of_core(1).take(3).collect(), of_core(2).take(2).collect());
+        for key in one[..2].iter().chain(&two) {
+            put(&mut shard, key, 1, b"value", None);
+            copy(&mut copies, &mut shard, key, false);
+        }
+        let asked = |keys: &[[u8; 8]]| {
+            let hashes: Vec<_> = keys
+                .iter()
+                .chain(&two)
+                .map(|key| KeyHash::of(key))
+                .collect();
+            let asked = copies.foresee(&hashes, cores);
+            [1, 2].map(|core| asked.may_have(CoreId::new(core)))
+        };
+        assert_eq!(asked(&one[..2]), [false, false]);
+        assert_eq!(asked(&one), [true, false]);
+        // Where there is nothing to copy into there is nothing to choose.
+        let none = Copies::new(0).foresee(&[KeyHash::of(&one[0])], cores);
+        assert_eq!(none, RoughCores::default());
+    }
+
+    #[test]
+    fn a_key_read_from_its_owner_though_there_is_a_copy_is_not_copied_again_unless_outdated() {
+        let mut shard = shard(0, EvictionPolicy::default());
+        let mut copies = Copies::new(8 << 20);
+        put(&mut shard, b"key", 1, b"value", None);
+        copy(&mut copies, &mut shard, b"key", false);
+        let hash = KeyHash::of(b"key");
+        let asks = |copies: &mut Copies| (0..200).filter(|_| copies.wants(hash)).count();
+        assert_eq!(asks(&mut copies), 0);
+        put(&mut shard, b"key", 2, b"other", None);
+        assert!(asks(&mut copies) > 0);
+        copy(&mut copies, &mut shard, b"key", false);
+        assert_eq!(copies.len(), 1);
+        assert_eq!(read(&mut copies, b"key", NOW).unwrap(), b"other");
+    }
+
+    #[test]
+    fn items_of_any_size_are_copied_as_they_are() {
+        let mut shard = shard(0, EvictionPolicy::default());
+        let mut copies = Copies::new(8 << 20);
+        let mut version = 0;
+        for key_len in [
+            1,
+            100,
+            INLINE_BYTES - 1,
+            INLINE_BYTES,
+            INLINE_BYTES + 1,
+            1024,
+        ] {
+            let room = INLINE_BYTES.saturating_sub(key_len);
+            for value_len in [room, 0, SHARED_VALUE_BYTES, room + 1] {
+                let key = vec![b'k'; key_len];
+                let value: Vec<_> = (0..value_len).map(|n| n as u8).collect();
+                version += 1;
+                put(&mut shard, &key, version, &value, None);
+                copy(&mut copies, &mut shard, &key, false);
+                assert_eq!(read(&mut copies, &key, NOW).unwrap(), value);
+            }
+        }
+        assert_eq!(copies.len(), 6);
     }
 
     #[test]

@@ -671,6 +671,46 @@ impl World {
         self.requests[request].ended = self.now;
     }
 
+    /// What a core answers a read of another core's key from a copy, if it has one. Notes when
+    /// the key's own core would answer otherwise.
+    fn read_copy(
+        &mut self,
+        node: usize,
+        entered: usize,
+        key: usize,
+        consistency: Consistency,
+    ) -> Option<Done> {
+        let now = self.time_of(node);
+        let (bytes, cores) = (&self.keys[key], &mut self.nodes[node].cores);
+        let hash = KeyHash::of(bytes);
+        let core = hash.partition().core(CoreCount::new(cores.len())?);
+        let copied = cores[entered].get_copy(hash, bytes, consistency, now);
+        let copied = copied.and_then(finding)?;
+        let owned = cores[core.index()].get_here(hash, bytes, consistency, now);
+        let owned = owned.and_then(finding);
+        self.copies_read += 1;
+        if owned.as_ref() != Some(&copied) && self.stale_copy.is_none() {
+            let wrong = format!("a copy says {copied:?}, its owner {owned:?}");
+            self.stale_copy = Some(wrong);
+        }
+        Some(copied)
+    }
+
+    /// Reads every copy there is. Clients, who come to a copy only if they read a key twice at
+    /// one node while nobody writes it, would find few.
+    pub fn read_all_copies(&mut self) {
+        for node in 0..self.nodes.len() {
+            if !self.nodes[node].up || self.nodes[node].paused {
+                continue;
+            }
+            for core in 0..self.nodes[node].cores.len() {
+                for key in 0..self.keys.len() {
+                    self.read_copy(node, core, key, Consistency::One);
+                }
+            }
+        }
+    }
+
     /// Starts an operation at a node, as its client listener would.
     pub fn request(
         &mut self,
@@ -714,16 +754,7 @@ impl World {
         let entered = self.rng.below(cores.get());
         let enters_elsewhere = kind == Kind::Get && entered != core.index();
         if enters_elsewhere {
-            let copy = self.nodes[node].cores[entered].get_copy(hash, &bytes, consistency, now);
-            if let Some(copied) = copy.and_then(finding) {
-                self.copies_read += 1;
-                let owner = &mut self.nodes[node].cores[core.index()];
-                let owned = owner.get_here(hash, &bytes, consistency, now);
-                let owned = owned.and_then(finding);
-                if owned.as_ref() != Some(&copied) && self.stale_copy.is_none() {
-                    let wrong = format!("a copy says {copied:?}, its owner {owned:?}");
-                    self.stale_copy = Some(wrong);
-                }
+            if let Some(copied) = self.read_copy(node, entered, key, consistency) {
                 self.requests[number].result = Some(copied);
                 self.requests[number].ended = self.now;
                 return number;
