@@ -305,10 +305,17 @@ impl SyncState {
         missing.is_some_and(|missing| missing.copied_from.is_some_and(|from| from != node))
     }
 
-    /// Says with whom a partition is exchanged from now on, if it is lacked.
-    fn set_copied_from(&mut self, partition: PartitionId, node: Option<NodeIx>) {
+    /// A partition is exchanged with this node from now on.
+    fn copy_from(&mut self, partition: PartitionId, node: NodeIx) {
         if let Some(missing) = &mut self.missing[partition.index()] {
-            missing.copied_from = node;
+            missing.copied_from = Some(node);
+        }
+    }
+
+    /// It is so no more.
+    fn copied(&mut self, partition: PartitionId, node: NodeIx) {
+        if let Some(missing) = &mut self.missing[partition.index()] {
+            missing.copied_from.take_if(|from| *from == node);
         }
     }
 

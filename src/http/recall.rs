@@ -168,8 +168,8 @@ impl Kept {
         if fields.len() > FIELDS_BYTES_MAX {
             return;
         }
-        self.bytes.clear();
-        self.bytes.extend_from_slice(fields);
+        // Of just this size: nobody accounts for it.
+        self.bytes = fields.to_vec();
         self.said = Said::of(head, fields);
     }
 }

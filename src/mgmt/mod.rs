@@ -567,6 +567,7 @@ impl Service for Serving {
             Poll::Pending => pause.as_mut().poll(context).map(|()| false),
         })
         .await;
+        self.stir();
         let door = self.management.control.door();
         if !door.still_admits(&told.visitor, Some(Scope::Read)) {
             turn.streams = false;

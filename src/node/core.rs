@@ -1086,6 +1086,8 @@ impl Core {
 
     /// Has every batch of the exchange carried out, here or where it belongs.
     async fn complete(&self, link: &Link, exchange: &mut Exchange) {
+        // Before this a client may have taken its time to read what was answered.
+        self.stir();
         for slot in 0..exchange.batch_count() {
             let Some(batch) = exchange.take(slot) else {
                 continue;

@@ -60,14 +60,24 @@ impl Membership {
     }
 
     /// Whether a member that is alive has pinged this node within half a heartbeat: of two that
-    /// probe each other exactly one finds that, however their rounds lie. Long before silence
-    /// counts ([`SUSPECT_HEARTBEATS`]) it is probed again, so what fails is found as soon.
+    /// probe each other exactly one finds that, however their rounds lie. Before silence counts
+    /// ([`SUSPECT_HEARTBEATS`]) it is probed again: what fails is found at most half a
+    /// heartbeat later.
+    ///
+    /// Who is not pinged hears of this node by its answers only, and if those are lost or late, by
+    /// gossip and by relays. So it is pinged all the same where there are no relays or gossip is
+    /// rarer than heartbeats.
     fn has_pinged_just_now(&self, id: &str) -> bool {
-        self.others.get(id).is_some_and(|peer| {
-            let passed_ms = |since_ms| self.now_ms.saturating_sub(since_ms);
-            peer.member.state == State::Alive
-                && (peer.pinged_ms).is_some_and(|at| passed_ms(at) < self.config.heartbeat_ms / 2)
-        })
+        let config = &self.config;
+        let is_heard_otherwise =
+            config.indirect_probes > 0 && config.gossip_interval_ms <= config.heartbeat_ms;
+        is_heard_otherwise
+            && self.others.get(id).is_some_and(|peer| {
+                let passed_ms = |since_ms| self.now_ms.saturating_sub(since_ms);
+                peer.member.state == State::Alive
+                    && (peer.pinged_ms)
+                        .is_some_and(|at| passed_ms(at) < self.config.heartbeat_ms / 2)
+            })
     }
 
     /// In a large cluster a member's turn comes rarely. Had it been probed in each round, it

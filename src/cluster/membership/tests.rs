@@ -748,21 +748,32 @@ fn one_that_refuted_is_given_time_to_be_heard() {
 
 #[test]
 fn of_two_members_one_pings_the_other_in_each_heartbeat() {
-    for apart_ms in [3 * TICK_MS, 7 * TICK_MS] {
-        let mut net = Net::new(1);
-        net.start(CONFIG, identity("n0"), &["n1:7000"]);
-        net.run(apart_ms);
-        net.start(CONFIG, identity("n1"), &["n0:7000"]);
-        net.run(5 * HEARTBEAT_MS);
-        assert!(net.all_alive(2));
-        net.trace.clear();
-        net.run(20 * HEARTBEAT_MS);
-        let is_ping = |line: &&String| line.ends_with(" Ping");
-        let pings = net.trace.iter().filter(is_ping).count();
-        assert_eq!(pings, 20, "{apart_ms} ms apart");
-        net.crash(1);
-        let limit_ms = 4 * HEARTBEAT_MS + SLACK_MS;
-        net.run_until(limit_ms, |net| net.state(0, "n1") == Some(State::Suspect));
+    let frequent = Config {
+        gossip_interval_ms: HEARTBEAT_MS,
+        ..CONFIG
+    };
+    let without_relays = Config {
+        indirect_probes: 0,
+        ..frequent
+    };
+    // Both ping where the other would else be heard of too rarely if answers are lost.
+    for (config, expected) in [(frequent, 20), (without_relays, 40), (CONFIG, 40)] {
+        for apart_ms in [3 * TICK_MS, 7 * TICK_MS] {
+            let mut net = Net::new(1);
+            net.start(config, identity("n0"), &["n1:7000"]);
+            net.run(apart_ms);
+            net.start(config, identity("n1"), &["n0:7000"]);
+            net.run(5 * HEARTBEAT_MS);
+            assert!(net.all_alive(2));
+            net.trace.clear();
+            net.run(20 * HEARTBEAT_MS);
+            let is_ping = |line: &&String| line.ends_with(" Ping");
+            let pings = net.trace.iter().filter(is_ping).count();
+            assert_eq!(pings, expected, "{apart_ms} ms apart");
+            net.crash(1);
+            let limit_ms = 4 * HEARTBEAT_MS + SLACK_MS;
+            net.run_until(limit_ms, |net| net.state(0, "n1") == Some(State::Suspect));
+        }
     }
 }
 

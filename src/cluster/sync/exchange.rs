@@ -143,7 +143,7 @@ impl Coordinator {
                     }
                     _ => {
                         session.failed = true;
-                        self.sync.set_copied_from(partition, None);
+                        self.sync.copied(partition, node);
                     }
                 }
             }
@@ -192,7 +192,7 @@ impl Coordinator {
         } = *answer
         else {
             self.sync.session(node).failed = true;
-            self.sync.set_copied_from(partition, None);
+            self.sync.copied(partition, node);
             return;
         };
         let refused = self.pull(node, partition, items, now);
@@ -236,7 +236,7 @@ impl Coordinator {
             session.steps.push_front(Step::Fetch(partition));
         } else {
             let done = session.fetching.swap_remove(at);
-            self.sync.set_copied_from(partition, None);
+            self.sync.copied(partition, node);
             // What it cannot take it does not hold.
             if !done.refused {
                 self.in_step(partition, node, done.holding);
@@ -340,17 +340,23 @@ impl Coordinator {
     /// The first step of a session that need not wait for a session with another node, and
     /// where it stands. Those that have to are to compare anew.
     fn next_step(&mut self, node: NodeIx) -> Option<(usize, Step)> {
-        let mut steps = std::mem::take(&mut self.sync.session(node).steps);
+        let session = self.sync.session(node);
+        let mut steps = std::mem::take(&mut session.steps);
+        let mut fetching = std::mem::take(&mut session.fetching);
         let next = steps.iter_mut().position(|step| {
             let partition = step.partition();
             let waits = self.sync.is_copied_from_another(partition, node);
             if waits {
+                if matches!(step, Step::Fetch(_)) {
+                    fetching.retain(|one| one.partition != partition);
+                }
                 *step = Step::Compare(partition);
             }
             !waits
         });
         let next = next.map(|at| (at, steps[at]));
-        self.sync.session(node).steps = steps;
+        let session = self.sync.session(node);
+        (session.steps, session.fetching) = (steps, fetching);
         next
     }
 
@@ -383,7 +389,7 @@ impl Coordinator {
                 self.push(node, Lane::Bulk, call, &op)
             }
             Step::Exchange(partition, leaves) => {
-                self.sync.set_copied_from(partition, Some(node));
+                self.sync.copy_from(partition, node);
                 let mut bytes = Vec::new();
                 self.for_each_entry(partition, leaves, now, |entry, _| {
                     put_entry(&mut bytes, entry);
