@@ -753,12 +753,10 @@ impl World {
         // The core that the client is connected to.
         let entered = self.rng.below(cores.get());
         let enters_elsewhere = kind == Kind::Get && entered != core.index();
-        if enters_elsewhere {
-            if let Some(copied) = self.read_copy(node, entered, key, consistency) {
-                self.requests[number].result = Some(copied);
-                self.requests[number].ended = self.now;
-                return number;
-            }
+        if enters_elsewhere && let Some(copied) = self.read_copy(node, entered, key, consistency) {
+            self.requests[number].result = Some(copied);
+            self.requests[number].ended = self.now;
+            return number;
         }
         let mut exchange = Exchange::new(cores);
         let action = match &kind {
