@@ -399,7 +399,7 @@ mod tests {
 
     /// Runs with a watched connection; it has to be made on a core.
     fn with_watch(test: impl FnOnce(Rc<Deadlines>, Watch) + Send + 'static) {
-        crate::runtime::run_core(None, crate::runtime::DriverChoice::Epoll, |_| async {
+        crate::runtime::run_core(None, crate::runtime::DriverChoice::Auto, |_| async {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let stream = Stream::from_std(client).unwrap();
