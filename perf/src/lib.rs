@@ -7,6 +7,7 @@ pub mod comparing;
 pub mod histogram;
 pub mod load;
 pub mod open_loop;
+pub mod options;
 pub mod peers;
 pub mod poll;
 pub mod popularity;

@@ -117,6 +117,13 @@ struct Missing {
     copied_from: Option<NodeIx>,
 }
 
+impl Missing {
+    /// Whether it is being exchanged with another node than this one.
+    fn is_copied_from_another(&self, node: NodeIx) -> bool {
+        self.copied_from.is_some_and(|from| from != node)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Session {
     /// Tells this session's answers from those of the one before.
@@ -297,12 +304,6 @@ impl SyncState {
             });
             self.missing_count += 1;
         }
-    }
-
-    /// Whether a partition that is lacked is being exchanged with another node than this one.
-    fn is_copied_from_another(&self, partition: PartitionId, node: NodeIx) -> bool {
-        let missing = self.missing[partition.index()].as_ref();
-        missing.is_some_and(|missing| missing.copied_from.is_some_and(|from| from != node))
     }
 
     /// A partition is exchanged with this node from now on.

@@ -20,6 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hypercache_perf::Load;
+use hypercache_perf::options::read_numbers;
 use hypercache_perf::report::{Rounds, exit_code, print_machine, print_target};
 use hypercache_perf::servers::{Addresses, Cluster, build};
 
@@ -57,25 +58,21 @@ impl Options {
             settle: 90,
             builds: true,
         };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(name) = arguments.next() {
-            if name == "--no-build" {
-                options.builds = false;
-                continue;
-            }
-            let value = arguments.next().and_then(|value| value.parse().ok());
-            let number: u64 =
-                value.ok_or_else(|| io::Error::other(format!("{name} takes a number")))?;
-            match name.as_str() {
-                "--keys" => options.keys = number as usize,
-                "--nodes" => options.nodes = number.max(1) as usize,
-                "--cores" => options.cores = number.max(1) as usize,
-                "--seconds" => options.seconds = number.max(1),
-                "--rounds" => options.rounds = number.max(1),
-                "--settle" => options.settle = number,
-                _ => return Err(io::Error::other(format!("{name}: not known"))),
-            }
-        }
+        options.builds = read_numbers(
+            |_| true,
+            |name, number: u64| {
+                match name {
+                    "--keys" => options.keys = number as usize,
+                    "--nodes" => options.nodes = number.max(1) as usize,
+                    "--cores" => options.cores = number.max(1) as usize,
+                    "--seconds" => options.seconds = number.max(1),
+                    "--rounds" => options.rounds = number.max(1),
+                    "--settle" => options.settle = number,
+                    _ => return false,
+                }
+                true
+            },
+        )?;
         Ok(options)
     }
 }

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hypercache_perf::open_loop::Timed;
+use hypercache_perf::options::read_numbers;
 use hypercache_perf::report::{Rounds, exit_code, print_machine, print_target};
 use hypercache_perf::servers::{Cluster, Server, build};
 use hypercache_perf::{Load, pin};
@@ -108,22 +109,15 @@ impl Options {
             seconds: 2.0,
             builds: true,
         };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(name) = arguments.next() {
-            if name == "--no-build" {
-                options.builds = false;
-                continue;
-            }
-            let value: Option<f64> = arguments.next().and_then(|value| value.parse().ok());
-            let number = value.filter(|number| *number > 0.0);
-            let number =
-                number.ok_or_else(|| io::Error::other(format!("{name} takes a number")))?;
-            match name.as_str() {
+        let is_positive = |number: &f64| *number > 0.0;
+        options.builds = read_numbers(is_positive, |name, number| {
+            match name {
                 "--rounds" => options.rounds = number as u64,
                 "--seconds" => options.seconds = number,
-                _ => return Err(io::Error::other(format!("{name}: not known"))),
+                _ => return false,
             }
-        }
+            true
+        })?;
         Ok(options)
     }
 }

@@ -17,6 +17,7 @@ use super::super::message::{
 };
 use super::super::replica::{HANDED_ITEMS_MAX, stored_write};
 use super::super::view::NodeIx;
+use super::{Session, SyncState};
 use crate::clock::UnixMs;
 use crate::hash::{KeyHash, PartitionId};
 use crate::store::{Digest, StoredItem};
@@ -340,12 +341,16 @@ impl Coordinator {
     /// The first step of a session that need not wait for a session with another node, and
     /// where it stands. Those that have to are to compare anew.
     fn next_step(&mut self, node: NodeIx) -> Option<(usize, Step)> {
-        let session = self.sync.session(node);
-        let mut steps = std::mem::take(&mut session.steps);
-        let mut fetching = std::mem::take(&mut session.fetching);
-        let next = steps.iter_mut().position(|step| {
+        let SyncState {
+            sessions, missing, ..
+        } = &mut self.sync;
+        let Session {
+            steps, fetching, ..
+        } = sessions.get_mut(node.index())?;
+        let at = steps.iter_mut().position(|step| {
             let partition = step.partition();
-            let waits = self.sync.is_copied_from_another(partition, node);
+            let missing = missing[partition.index()].as_ref();
+            let waits = missing.is_some_and(|missing| missing.is_copied_from_another(node));
             if waits {
                 if matches!(step, Step::Fetch(_)) {
                     fetching.retain(|one| one.partition != partition);
@@ -353,11 +358,8 @@ impl Coordinator {
                 *step = Step::Compare(partition);
             }
             !waits
-        });
-        let next = next.map(|at| (at, steps[at]));
-        let session = self.sync.session(node);
-        (session.steps, session.fetching) = (steps, fetching);
-        next
+        })?;
+        Some((at, steps[at]))
     }
 
     fn compare_next(&mut self, node: NodeIx, call: Call) -> bool {
