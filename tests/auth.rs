@@ -17,7 +17,7 @@ use hypercache::api::router::ENDPOINTS;
 use hypercache::auth::Scope;
 use hypercache::http::Method;
 use hypercache::mgmt::routes::{self, Operation};
-use node::{Answer, Client, GUARD, Node, command};
+use node::{Answer, Client, GUARD, Node, StopOnDrop, command};
 use serde_json::json;
 
 const POLICY: &str = "HYPERCACHE_AUTH_CONFIG";
@@ -573,17 +573,19 @@ fn an_identity_is_found_before_a_pipelined_body_is_taken() {
 
 #[test]
 fn a_storm_of_logins_keeps_nobody_out_who_is_in() {
+    /// Names share lanes by a hash that nobody can foresee, 64 of them: so few of these share
+    /// the lane of the one that is stormed that all but half of them never do.
+    const OTHERS: [&str; 8] = ["ada", "bo", "cy", "di", "ed", "fay", "gus", "ulf"];
     let folder = Folder::new();
-    let lax = folder.file(
-        "lax",
-        &users(&["olga", "ulf"], "allow_basic_without_tls: true"),
-    );
+    let names = [&["olga"], &OTHERS[..]].concat();
+    let lax = folder.file("lax", &users(&names, "allow_basic_without_tls: true"));
     let node = Node::start(&[(POLICY, &lax)]);
     let mut inside = node.connect();
     let login = basic("olga:olga");
     assert_eq!(inside.request("GET", "/v1/me", &login, b"").status, 200);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ends = StopOnDrop(&stop);
         let storms: Vec<_> = (0..64)
             .map(|storm| {
                 let (node, stop) = (&node, &stop);
@@ -609,18 +611,24 @@ fn a_storm_of_logins_keeps_nobody_out_who_is_in() {
                 })
             })
             .collect();
-        // Whoever is in stays in, on new connections as well; another user gets in.
+        // Whoever is in stays in, on new connections as well; other users get in.
         for _ in 0..200 {
             let mut other = node.connect();
             assert_eq!(inside.request("GET", "/v1/me", &login, b"").status, 200);
             assert_eq!(get(&mut other, "/v1/me", "read").status, 200);
         }
-        let ulf = basic("ulf:ulf");
-        assert_eq!(
-            node.connect().request("GET", "/v1/me", &ulf, b"").status,
-            200
-        );
-        stop.store(true, Ordering::Relaxed);
+        let kept_out = OTHERS.iter().filter(|name| {
+            let login = basic(&format!("{name}:{name}"));
+            let answer = node.connect().request("GET", "/v1/me", &login, b"");
+            if answer.status != 200 {
+                answer.expect_error(503, "INTERNAL");
+                assert!(answer.header("Retry-After").is_some());
+            }
+            answer.status != 200
+        });
+        let kept_out = kept_out.count();
+        assert!(kept_out <= OTHERS.len() / 2, "{kept_out}");
+        drop(ends);
         let refused: u64 = storms.into_iter().map(|storm| storm.join().unwrap()).sum();
         assert!(refused > 0, "nobody had to wait");
         let counted = || metric(&node, "read", "hypercache_verifications_refused_total");

@@ -7,7 +7,7 @@ mod node;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use node::{Client, Node, key_on};
+use node::{Client, Node, StopOnDrop, key_on};
 
 /// How many reads make a key hot for certain.
 const OFTEN: usize = 50;
@@ -96,6 +96,7 @@ fn readers_of_a_key_that_is_written_all_the_time_never_go_back() {
     let (acknowledged, over) = (AtomicU64::new(0), AtomicBool::new(false));
     let copies_read = node.metric("hot_copy_hits_total");
     std::thread::scope(|scope| {
+        let _ends = StopOnDrop(&over);
         for core in [0, 0, 1] {
             let mut reader = node.connect_to_core(core);
             let (path, acknowledged, over) = (&path, &acknowledged, &over);
@@ -116,7 +117,6 @@ fn readers_of_a_key_that_is_written_all_the_time_never_go_back() {
             writer.put(&path, value.to_string().as_bytes());
             acknowledged.store(value, Ordering::SeqCst);
         }
-        over.store(true, Ordering::SeqCst);
     });
 }
 

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use certificates::{Authority, Identity, client_config};
 use cluster::{API, Cluster, MANAGEMENT, PEERS, until};
 use files::Folder;
-use node::{Client, GUARD};
+use node::{Client, GUARD, StopOnDrop};
 use rustls::pki_types::ServerName;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -100,6 +100,7 @@ fn write_until(cluster: &Cluster, stop: &AtomicBool, rounds: &AtomicU64) {
 fn while_clients_write(cluster: &Cluster, change: impl FnOnce()) {
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _ends = StopOnDrop(&stop);
         let writer = scope.spawn(|| write_until(cluster, &stop, &rounds));
         let some_rounds = || {
             let from = rounds.load(Ordering::Relaxed);
@@ -110,7 +111,6 @@ fn while_clients_write(cluster: &Cluster, change: impl FnOnce()) {
         some_rounds();
         change();
         some_rounds();
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

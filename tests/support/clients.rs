@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::cluster::{Cluster, until};
 use super::history::{self, Done, Kind, Request};
-use super::node;
+use super::node::{self, StopOnDrop};
 
 /// Clients that read, write and delete a few keys through all nodes, at QUORUM.
 #[derive(Clone, Copy)]
@@ -54,7 +54,6 @@ impl Load {
             let clients: Vec<_> = drives
                 .map(|drive| scope.spawn(move || drive.run()))
                 .collect();
-            // Also when this thread fails: or the scope would wait for the clients forever.
             let stop = StopOnDrop(&progress.stop);
             disturb(&Running {
                 clients: &clients,
@@ -136,14 +135,6 @@ struct Progress {
 
 /// In the place of a node.
 const NOBODY: usize = usize::MAX;
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// One client's part.
 struct Drive<'a> {

@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +22,16 @@ use socket2::{Domain, Socket, Type};
 
 /// How long a test waits for what should come at once, before it fails.
 pub const GUARD: Duration = Duration::from_secs(20);
+
+/// Tells threads of a scope to stop, also when what it is held for fails: or the scope
+/// would wait for them forever, and nobody would learn what has failed.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 /// A running node; killed when dropped.
 pub struct Node {
