@@ -2,7 +2,7 @@
 //! dropped.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -196,6 +196,23 @@ pub fn floor_of(driver: &str, value_bytes: usize) -> io::Result<Server> {
     let mut command = Command::new(beside("floor")?);
     command.args([driver, &value_bytes.to_string()]);
     start(command, &[0], |line| Some(line.to_owned()))
+}
+
+/// The floor without the runtime, in these variants, on one CPU.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn ring<'a>(
+    variants: impl IntoIterator<Item = &'a str>,
+    value_bytes: usize,
+) -> io::Result<Server> {
+    let mut command = Command::new(beside("ring")?);
+    command.args(variants).arg(value_bytes.to_string());
+    start(command, &[0], |line| {
+        // Not what it says of variants it does not have.
+        line.parse::<SocketAddr>().ok().map(|_| line.to_owned())
+    })
 }
 
 /// The address in a node's line that says it serves.

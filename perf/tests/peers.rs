@@ -86,6 +86,23 @@ fn a_short_run_has_a_table_a_json_file_and_a_picture() {
 }
 
 #[test]
+fn the_floor_without_the_runtime_runs_when_it_is_named() {
+    let directory = directory("ring");
+    let servers = "floor-epoll,ring:multishot+files,ring:triangle";
+    let output = peers(&directory, &["--servers", servers, "--scenarios", "get"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("triangle is no variant"), "{said}");
+    match io_uring::IoUring::new(8) {
+        Ok(_) => assert_eq!(
+            rows(&report(&directory), "closed", "ring:multishot+files").len(),
+            1
+        ),
+        Err(_) => assert!(said.contains("- ring:multishot+files: **missing**")),
+    }
+}
+
+#[test]
 fn a_run_without_any_server_fails() {
     let output = peers(&directory("no-server"), &["--servers", "redis,nginx"]);
     assert_eq!(output.status.code(), Some(1));

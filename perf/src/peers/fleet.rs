@@ -10,7 +10,7 @@ use super::results::Facts;
 use super::scenarios::Scenario;
 use crate::load::Load;
 use crate::protocol::Protocol;
-use crate::servers::{Server, beside, floor_of, free_port, node, redis, start_at};
+use crate::servers::{Server, beside, floor_of, free_port, node, redis, ring, start_at};
 
 /// The CPU of the servers.
 const CPU: &[usize] = &[0];
@@ -24,6 +24,9 @@ const CONNECTIONS_MAX: &str = "4096";
 /// Up to so many bytes nginx answers with a string of its settings, which cannot be longer
 /// than 4096; above that with a file in memory.
 const NGINX_STRING_BYTES_MAX: usize = 2048;
+
+/// What names of the floor without the runtime begin with.
+const RING: &str = "ring:";
 
 /// A server to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,10 +47,12 @@ pub enum Peer {
     MemcachedMeta,
     /// nginx with one process and a static answer.
     Nginx,
+    /// The floor without the runtime: its name, with variants of it after the colon.
+    Ring(&'static str),
 }
 
 impl Peer {
-    /// All of them, in the order of the tables.
+    /// All that run unless told otherwise, in the order of the tables.
     pub const ALL: [Self; 8] = [
         Self::Hypercache,
         Self::HypercacheEpoll,
@@ -58,6 +63,15 @@ impl Peer {
         Self::MemcachedMeta,
         Self::Nginx,
     ];
+
+    /// The one with this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        if name.starts_with(RING) {
+            // One for each word of a command line.
+            return Some(Self::Ring(name.to_owned().leak()));
+        }
+        Self::ALL.into_iter().find(|peer| peer.name() == name)
+    }
 
     /// By which it is chosen.
     pub fn name(self) -> &'static str {
@@ -70,6 +84,7 @@ impl Peer {
             Self::Memcached => "memcached",
             Self::MemcachedMeta => "memcached-meta",
             Self::Nginx => "nginx",
+            Self::Ring(name) => name,
         }
     }
 
@@ -85,7 +100,10 @@ impl Peer {
 
     /// Whether it knows one answer only.
     fn is_static(self) -> bool {
-        matches!(self, Self::Floor | Self::FloorEpoll | Self::Nginx)
+        matches!(
+            self,
+            Self::Floor | Self::FloorEpoll | Self::Nginx | Self::Ring(_)
+        )
     }
 
     /// Whether it can do what this scenario asks, and differs in that from the others.
@@ -103,6 +121,7 @@ impl Peer {
             Self::HypercacheEpoll => node(1, "epoll"),
             Self::Floor => floor_of("io_uring", value_bytes),
             Self::FloorEpoll => floor_of("epoll", value_bytes),
+            Self::Ring(name) => ring(name[RING.len()..].split('+'), value_bytes),
             Self::Redis => redis(),
             Self::Memcached | Self::MemcachedMeta => memcached(),
             Self::Nginx => return nginx(value_bytes).map(|(server, files)| (server, Some(files))),
@@ -114,8 +133,10 @@ impl Peer {
     fn version(self) -> io::Result<String> {
         let (program, argument): (PathBuf, _) = match self {
             Self::Hypercache | Self::HypercacheEpoll => (beside("hypercache")?, "--version"),
-            // It has none of its own: it is built with this program.
-            Self::Floor | Self::FloorEpoll => return Ok(env!("CARGO_PKG_VERSION").to_owned()),
+            // They have none of their own: they are built with this program.
+            Self::Floor | Self::FloorEpoll | Self::Ring(_) => {
+                return Ok(env!("CARGO_PKG_VERSION").to_owned());
+            }
             Self::Redis => ("redis-server".into(), "--version"),
             Self::Memcached | Self::MemcachedMeta => ("memcached".into(), "--version"),
             Self::Nginx => ("nginx".into(), "-v"),

@@ -34,7 +34,7 @@ use results::Machine;
 pub fn run(options: &Options) -> io::Result<Report> {
     if options.build {
         build(&["--bin", "hypercache"])?;
-        build(&["-p", "hypercache-perf", "--bin", "floor"])?;
+        build(&["-p", "hypercache-perf", "--bin", "floor", "--bin", "ring"])?;
     }
     raise_descriptor_limit();
     pin(1);

@@ -110,16 +110,13 @@ impl Invocation {
 }
 
 fn peers(names: &str) -> Result<Vec<Peer>, String> {
-    let unknown = unknown(names, |name| {
-        Peer::ALL.iter().any(|peer| peer.name() == name)
-    });
-    match unknown {
-        Some(name) => Err(format!("{name} is no server\n\n{}", list())),
-        None => Ok(Peer::ALL
-            .into_iter()
-            .filter(|peer| names.split(',').any(|name| name == peer.name()))
-            .collect()),
-    }
+    let peers = names
+        .split(',')
+        .map(|name| Peer::named(name).ok_or_else(|| format!("{name} is no server\n\n{}", list())));
+    let mut peers: Vec<Peer> = peers.collect::<Result<_, _>>()?;
+    peers.sort();
+    peers.dedup();
+    Ok(peers)
 }
 
 fn scenarios(names: &str) -> Result<Vec<&'static Scenario>, String> {
@@ -166,6 +163,7 @@ fn help() -> String {
 fn list() -> String {
     let servers: Vec<&str> = Peer::ALL.iter().map(|peer| peer.name()).collect();
     let mut text = format!("servers: {}\n", servers.join(", "));
+    text.push_str("only if named: ring:VARIANT+VARIANT, as `ring` itself lists them\n");
     for (title, long) in [("short set", false), ("with --long", true)] {
         text.push_str(&format!("\n{title}:\n"));
         for scenario in SCENARIOS.iter().filter(|scenario| scenario.long == long) {
@@ -231,6 +229,15 @@ mod tests {
         assert_eq!(names, ["get", "put"]);
         assert_eq!((chosen.rounds, chosen.build), (7, false));
         assert_eq!(chosen.duration, Duration::from_millis(250));
+    }
+
+    #[test]
+    fn variants_of_the_floor_run_only_when_they_are_named() {
+        let is_variant = |peer: &Peer| matches!(peer, Peer::Ring(_));
+        assert!(!options(&["--long"]).peers.iter().any(is_variant));
+        let chosen = options(&["--servers", "ring:multishot+files,floor,ring:plain"]);
+        let names: Vec<&str> = chosen.peers.iter().map(|peer| peer.name()).collect();
+        assert_eq!(names, ["floor", "ring:multishot+files", "ring:plain"]);
     }
 
     #[test]
