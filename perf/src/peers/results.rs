@@ -95,6 +95,8 @@ pub struct Closed {
     pub requests_per_s: Summary,
     /// Processor time of the server, all its threads, in microseconds per request.
     pub server_cpu_us: Summary,
+    /// That of each round to what the first server took just before.
+    pub server_cpu_to_first: Summary,
     /// For what share of the time the server's threads were kept from running by others.
     pub server_waited_percent: Summary,
 }
@@ -202,14 +204,14 @@ impl Report {
             "| server | requests/s | server CPU us/request | to the first row | waited for CPU, % |"
         )?;
         writeln!(out, "|---|---|---|---|---|")?;
-        for row in &rows {
-            let ratio = row.server_cpu_us.median / rows[0].server_cpu_us.median;
+        for row in rows {
             writeln!(
                 out,
-                "| {} | {} | {} | {ratio:.2} | {:.1} |",
+                "| {} | {} | {} | {} | {:.1} |",
                 row.server,
                 row.requests_per_s.text(0),
                 row.server_cpu_us.text(3),
+                row.server_cpu_to_first.text(2),
                 row.server_waited_percent.median
             )?;
         }
