@@ -42,7 +42,7 @@ use super::frequency::Frequency;
 use super::item::{ItemView, ValueView};
 use super::lease::Lease;
 use super::memory::malloc_charge;
-use super::shard::{FORESEEN_MAX, ends_of};
+use super::shard::{FORESEEN_MAX, look_at};
 use crate::clock::{Origin, UnixMs, Version};
 use crate::hash::{CoreCount, KeyHash, RoughCores};
 
@@ -456,7 +456,7 @@ impl Copies {
             let cell = &table.cells[*cell];
             let is_good = cell.lease.as_ref().is_some_and(Lease::is_good);
             let item = cell.view();
-            seen ^= u64::from(is_good) ^ ends_of(item.key, item.value);
+            seen ^= u64::from(is_good) ^ look_at(item.key, item.value);
         }
         std::hint::black_box(seen);
         asked
