@@ -180,6 +180,19 @@ pub fn keys_ahead(received: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// The key that the request is about which begins where these bytes do, if it is of the plain
+/// form and has nothing encoded in it. As with [`keys_ahead`], nothing is promised.
+#[inline]
+pub fn first_key(received: &[u8]) -> Option<&[u8]> {
+    let methods: [&[u8]; 4] = [b"GET ", b"PUT ", b"DELETE ", b"HEAD "];
+    let mut targets = methods
+        .iter()
+        .filter_map(|method| received.strip_prefix(*method));
+    let rest = targets.next()?.strip_prefix(b"/v1/cache/")?;
+    let end = memchr::memchr3(b' ', b'?', b'%', rest)?;
+    (rest[end] != b'%').then_some(&rest[..end])
+}
+
 /// The path of an operation, as it stands in the table.
 pub fn path_of(operation: Operation) -> &'static str {
     let mut endpoints = ENDPOINTS.iter();
@@ -283,6 +296,23 @@ mod tests {
         let keys: Vec<_> = keys_ahead(received).collect();
         assert_eq!(keys, [b"one", b"two"]);
         assert_eq!(keys_ahead(b" /v1/cache/").count(), 0);
+    }
+
+    #[test]
+    fn the_first_key_is_that_of_the_request_which_begins_here() {
+        let get = b"GET /v1/cache/one HTTP/1.1\r\n\r\nGET /v1/cache/two HTTP/1.1";
+        assert_eq!(first_key(get), Some(&b"one"[..]));
+        let delete = b"DELETE /v1/cache/ab?x=%20 HTTP/1.1";
+        assert_eq!(first_key(delete), Some(&b"ab"[..]));
+        for other in [
+            &b"GET /v1/cache/on"[..],
+            b"GET /health HTTP/1.1",
+            b"XGET /v1/cache/k H",
+            b"GET /v1/cache/a%20b HTTP/1.1",
+            b"",
+        ] {
+            assert_eq!(first_key(other), None);
+        }
     }
 
     fn operation(method: Method, path: &str) -> Option<Operation> {

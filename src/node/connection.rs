@@ -1,12 +1,12 @@
 //! One client connection, from accept to close.
 //!
 //! ```text
-//!            +----------------------- read more <-----------------------+
-//!            v                                                          |
-//!   idle -> parse -> admit -> handle every complete request -> settle with other cores -> write all answers
-//!            |         |                      |
-//!            |         |                      +- head says close, bad request, timeout -> write, linger, close
-//!            |         +- credentials not seen before -> write, have them verified, go on
+//!            +------------------------- read more <--------------------------+
+//!            v                                                               |
+//!   idle -> gather -> parse -> admit -> handle every complete request -> settle with other cores -> write all answers
+//!            |                   |                      |
+//!            |                   |                      +- head says close, bad request, timeout -> write, linger, close
+//!            |                   +- credentials not seen before -> write, have them verified, go on
 //!            +- end of file -> close
 //! ```
 //!
@@ -179,6 +179,12 @@ pub trait Service {
     /// be anything; nothing may depend on it but speed.
     fn foresee(&self, _received: &[u8], _turn: &mut Turn) {}
 
+    /// Told of what a connection has received, before it is looked at and before anybody is
+    /// admitted; that waits until this returns. Nothing may depend on it but speed.
+    fn gather(&self, _received: &[u8]) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
     /// Answers a whole request that was not admitted; the connection goes on.
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn);
 
@@ -255,6 +261,9 @@ impl<S: Service, T: Transport> Serving<S, T> {
         let filled = filled.await;
         if matches!(filled, Filled::Over) && self.watch.expired() != Some(Wait::Request) {
             return false;
+        }
+        if matches!(filled, Filled::Some) {
+            self.service.gather(self.input.unseen()).await;
         }
         let mut turn = self.common.take_turn(&*self.service);
         let goes_on = match filled {

@@ -42,6 +42,7 @@ use super::connection::{self, Common, Entry, Form, Limits, Service};
 use super::control::ControlMessage;
 use super::door::{Door, Visitor};
 use super::errand::{ERRANDS_MAX, Errand};
+use super::gathering::Gathering;
 use super::measuring::{Meter, SlowRequests};
 use super::peering::{Links, PeerFrame, PeerService, keys_of};
 use super::readiness::{CoreReport, Readiness};
@@ -320,6 +321,7 @@ pub struct Core {
     pub(super) peer_handshakes: Rc<Handshakes>,
     pub(super) draining: Arc<AtomicBool>,
     pub(super) date: Cell<HttpDate>,
+    gathering: Gathering,
     finished: Cell<Vec<(Box<Batch>, Home)>>,
     dirty: Cell<Vec<(NodeIx, Lane)>>,
     connections: Arc<AtomicUsize>,
@@ -508,6 +510,7 @@ impl Core {
             }),
             peer_connections: Deadlines::new(parts.timeouts),
             date: Cell::new(date_at(wall_time())),
+            gathering: Gathering::default(),
             finished: Cell::default(),
             dirty: Cell::default(),
             connections: parts.connections,
@@ -529,6 +532,7 @@ impl Core {
         let closer = listener.closer();
         runtime::spawn(Rc::clone(&self).accept(listener));
         runtime::spawn(PeerService::accept(Rc::clone(&self), peer_listener));
+        runtime::spawn(Rc::clone(&self).gather_requests());
         runtime::spawn(Rc::clone(&self).tick());
         runtime::spawn(Rc::clone(&self).cluster_tick());
         let mut messages = Vec::new();
@@ -589,6 +593,17 @@ impl Core {
             self.after_cluster();
             self.meter.end(piece);
         }
+    }
+
+    async fn gather_requests(self: Rc<Self>) {
+        let gathered = self.gathering.gather(|hashes| {
+            let cluster = self.cluster.borrow();
+            let shard = cluster.local().shard();
+            hashes
+                .chunks(FORESEEN_MAX)
+                .for_each(|hashes| shard.foresee(hashes));
+        });
+        match gathered.await {}
     }
 
     /// The cluster as this core knows it.
@@ -1290,6 +1305,17 @@ impl Service for Rc<Core> {
             .count();
         let asked = self.cluster.borrow().foresee(&mut hashes[..count]);
         turn.exchange.expect(asked);
+    }
+
+    async fn gather(&self, received: &[u8]) {
+        let Some(key) = router::first_key(received) else {
+            return;
+        };
+        let hash = KeyHash::of(key);
+        let is_here = hash.partition().core(self.api.cores) == self.api.core;
+        if is_here && self.gathering.expects_others() {
+            self.gathering.join(hash).await;
+        }
     }
 
     fn deny(&self, head: &Head<'_>, error: &ApiError, turn: &mut Turn) {

@@ -108,6 +108,14 @@ impl Input {
         self.buffer.len() - self.start
     }
 
+    /// The request that begins here, as far as it has come, unless it was looked at already.
+    pub(super) fn unseen(&self) -> &[u8] {
+        match self.needed {
+            0 => &self.buffer[self.start..],
+            _ => &[],
+        }
+    }
+
     /// Whether the request that begins here is a HEAD, as far as it has come.
     pub(super) fn asks_for_head(&self) -> bool {
         http::begins_with_head(&self.buffer[self.start..])

@@ -5,6 +5,7 @@ pub mod control;
 pub mod core;
 pub mod door;
 pub mod errand;
+mod gathering;
 mod input;
 pub mod lifecycle;
 mod measuring;
