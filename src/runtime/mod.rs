@@ -36,6 +36,10 @@ mod pending;
 mod process;
 mod resolve;
 mod segment;
+#[cfg(all(feature = "monoio", not(feature = "glommio")))]
+mod sleep;
+#[cfg(all(feature = "monoio", not(feature = "glommio")))]
+mod sleepers;
 mod sockets;
 mod transport;
 
@@ -108,7 +112,7 @@ pub async fn sleep(duration: Duration) {
 }
 
 /// Lets this core have one whole turn before going on: I/O completions, timers, wake-ups
-/// from other cores, and the tasks they make ready. Returns at once off a core, and never
+/// from other cores, and the tasks they make ready, sleeping ones at the latest a turn later. Returns at once off a core, and never
 /// on one that has ended: there are no more turns, and a task that waits for something by
 /// yielding would keep the core from ending.
 ///

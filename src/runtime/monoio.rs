@@ -4,8 +4,10 @@
 //! - Its own fallback to epoll probes with a tiny ring, so the real one can still fail.
 //!   Here each driver is built for real, and any failure moves on to the next.
 //! - With `DEFER_TASKRUN`, completions are reaped only when the core parks. A task that
-//!   yields by waking itself keeps the core from parking, and so starves all I/O and all
+//!   yields by waking itself keeps the core from parking, and so starves all I/O and with it all
 //!   timers: see [`yield_to_io`].
+//! - With its timers each wait of a core has an end, for which the kernel starts and stops a timer:
+//!   see [`sleep`](super::sleep()).
 //! - A dropped operation loses bytes: see the parent module's `pending`.
 
 use std::cell::{Cell, RefCell};
@@ -28,6 +30,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::driver::{DriverChoice, DriverKind, DriverReport};
 use super::pending::RunningCore;
 use super::segment::{Cursor, Segment};
+use super::sleep::Sleeping;
+pub(super) use super::sleep::sleep;
 use super::sockets::{Life, Steering};
 
 /// Submission entries of a core's ring (the completion side has twice as many) and
@@ -41,7 +45,7 @@ const OPERATION_BYTES_MAX: usize = 1 << 30;
 const VECTORED_PARTS_MAX: usize = 1024;
 
 enum Runtime {
-    IoUring(monoio::Runtime<TimeDriver<IoUringDriver>>),
+    IoUring(monoio::Runtime<IoUringDriver>),
     Epoll(monoio::Runtime<TimeDriver<LegacyDriver>>),
 }
 
@@ -59,6 +63,7 @@ where
     let (runtime, report) = build(choice)?;
     let uses_io_uring = matches!(runtime, Runtime::IoUring(_));
     let core = async move {
+        let sleeping = Sleeping::begin()?;
         if uses_io_uring {
             let readable = always_readable()?;
             ALWAYS_READABLE.with(|slot| *slot.borrow_mut() = Some(Rc::new(readable)));
@@ -66,6 +71,7 @@ where
         let running = RunningCore::enter();
         let output = main(report).await;
         drop(running);
+        sleeping.end().await;
         ALWAYS_READABLE.with(|slot| slot.borrow_mut().take());
         Ok(output)
     };
@@ -132,7 +138,6 @@ fn build_io_uring(flags: io_uring::Builder) -> io::Result<Runtime> {
     RuntimeBuilder::<IoUringDriver>::new()
         .with_entries(RING_ENTRIES)
         .uring_builder(flags)
-        .enable_timer()
         .build()
         .map(Runtime::IoUring)
 }
@@ -148,7 +153,7 @@ fn build_epoll() -> io::Result<Runtime> {
 /// Whether this kernel's io_uring has the operations we use. Kernels that accept the
 /// tuned flags have them all.
 fn probe() -> io::Result<()> {
-    use io_uring::opcode::{Accept, Close, PollAdd, Read, Recv, Send, Timeout, Writev};
+    use io_uring::opcode::{Accept, Close, PollAdd, Read, Recv, Send, Writev};
     let ring = io_uring::IoUring::new(8)?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
@@ -159,7 +164,6 @@ fn probe() -> io::Result<()> {
         Read::CODE,
         Recv::CODE,
         Send::CODE,
-        Timeout::CODE,
         Writev::CODE,
     ];
     if used.iter().all(|&code| probe.is_supported(code)) {
@@ -178,17 +182,13 @@ where
     drop(monoio::spawn(future));
 }
 
-pub(super) async fn sleep(duration: Duration) {
-    monoio::time::sleep(duration).await;
-}
-
 /// Lets the core do one whole turn: reap completions, fire timers, take wake-ups from
 /// other cores, and run the tasks these made ready.
 ///
 /// On io_uring this waits for a poll of a descriptor that is always readable: the task
-/// is not runnable meanwhile, so the core parks, and parking returns at once. On epoll a
-/// task that wakes itself does get I/O polled, but no timers; so first a timer that is
-/// due already, which makes the core park without waiting.
+/// is not runnable meanwhile, so the core parks, and parking returns at once. On epoll that
+/// does not make it wait; so it waits for a timer of the runtime's that is due already, which
+/// makes the core park without waiting.
 pub(super) async fn yield_to_io() {
     let readable = ALWAYS_READABLE.with(|slot| slot.borrow().clone());
     if let Some(readable) = readable {
