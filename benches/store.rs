@@ -1,13 +1,16 @@
-//! The shard's own speed: hits, misses, overwrites, and writes that evict.
+//! The shard's own speed: hits, misses, overwrites, writes that evict, and the end of all leases.
 //!
 //! Hashing a key is part of what is measured; random keys keep caches honest.
 
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hypercache::clock::{Origin, UnixMs, Version};
 use hypercache::hash::{CoreCount, CoreId, KeyHash};
-use hypercache::store::{Content, EvictionPolicy, Shard, ShardConfig, ValueIn, Write};
+use hypercache::store::{
+    Content, EvictionPolicy, LEASES_MAX, Lease, Shard, ShardConfig, ValueIn, Write,
+};
 
 const NOW: UnixMs = UnixMs(1_800_000_000_000);
 const VALUE: [u8; 100] = [7; 100];
@@ -132,5 +135,32 @@ fn put(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, get, put);
+/// In one piece: nobody else has a turn meanwhile.
+fn leases(criterion: &mut Criterion) {
+    let keys = LEASES_MAX as u64;
+    let mut bench = Bench::new(EvictionPolicy::S3Fifo, 0, keys);
+    let mut group = criterion.benchmark_group("leases");
+    group.sample_size(10);
+    group.bench_function(BenchmarkId::new("end all", keys), |b| {
+        b.iter_custom(|times| {
+            let mut took = Duration::ZERO;
+            for _ in 0..times {
+                let held: Vec<Option<Lease>> = (0..keys)
+                    .map(|key| {
+                        let key = key.to_le_bytes();
+                        bench.shard.lend(KeyHash::of(&key), &key, true, NOW)
+                    })
+                    .collect();
+                let began = Instant::now();
+                bench.shard.revoke_leases();
+                took += began.elapsed();
+                assert!(held.iter().flatten().count() == LEASES_MAX);
+            }
+            took
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, get, put, leases);
 criterion_main!(benches);
