@@ -13,6 +13,12 @@ impl Rounds {
         self.0.push(value);
     }
 
+    /// What each value is to that of another figure in the same round.
+    pub fn to(&self, other: &Self) -> Self {
+        let pairs = self.0.iter().zip(&other.0);
+        Self(pairs.map(|(value, other)| value / other).collect())
+    }
+
     /// Whether no round was run.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -89,6 +95,14 @@ pub fn print_target(what: &str, reached: f64, bound: &str, met: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ratios_are_of_one_round_each() {
+        let [mut slow, mut quick] = [Rounds::default(), Rounds::default()];
+        [4.0, 8.0, 6.0].into_iter().for_each(|v| slow.push(v));
+        [2.0, 2.0, 6.0].into_iter().for_each(|v| quick.push(v));
+        assert_eq!(slow.to(&quick).0, [2.0, 4.0, 1.0]);
+    }
 
     #[test]
     fn the_median_is_the_middle_value() {
