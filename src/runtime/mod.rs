@@ -112,9 +112,9 @@ pub async fn sleep(duration: Duration) {
 }
 
 /// Lets this core have one whole turn before going on: I/O completions, timers, wake-ups
-/// from other cores, and the tasks they make ready, sleeping ones at the latest a turn later. Returns at once off a core, and never
-/// on one that has ended: there are no more turns, and a task that waits for something by
-/// yielding would keep the core from ending.
+/// from other cores, and the tasks they make ready, sleeping ones a turn later at the latest.
+/// Returns at once off a core, and never on one that has ended: there are no more turns, and a
+/// task that waits for something by yielding would keep the core from ending.
 ///
 /// A task that works for longer than about 100 microseconds calls it now and then.
 /// Yielding by waking oneself is not enough: with io_uring, I/O would starve.

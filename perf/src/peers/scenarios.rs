@@ -88,6 +88,8 @@ pub const SCENARIOS: &[Scenario] = &[
 
     Scenario { name: "get-16b", long: true, value_bytes: 16, ..GET },
     Scenario { name: "get-1k", long: true, value_bytes: 1 << 10, ..GET },
+    Scenario { name: "get-4k", long: true, value_bytes: 4 << 10, ..GET },
+    Scenario { name: "get-8k", long: true, value_bytes: 8 << 10, ..GET },
     Scenario { name: "get-64k", long: true, value_bytes: 64 << 10, ..GET },
     Scenario { name: "put-16b", long: true, value_bytes: 16, ..PUT },
     Scenario { name: "put-1k", long: true, value_bytes: 1 << 10, ..PUT },
