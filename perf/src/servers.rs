@@ -198,6 +198,15 @@ pub fn floor_of(driver: &str, value_bytes: usize) -> io::Result<Server> {
     start(command, &[0], |line| Some(line.to_owned()))
 }
 
+/// What the floor answers to each request, with or without the runtime.
+pub fn floor_answer(value_bytes: usize) -> Vec<u8> {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
+        Content-Length: {value_bytes}\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
+    );
+    [head.into_bytes(), vec![b'v'; value_bytes]].concat()
+}
+
 /// The floor without the runtime, in these variants, on one CPU.
 ///
 /// # Errors

@@ -165,23 +165,30 @@ pub fn route(method: Method, path: &[u8]) -> Route<'_> {
     }
 }
 
-/// What may be the encoded keys of requests that follow each other in `received`, by the look
-/// of it: a guess, for looking ahead.
+/// What may be the keys of requests that follow each other in `received`, by the look of it
+/// and but for those in which something is encoded: a guess, for looking ahead.
 pub fn keys_ahead(received: &[u8]) -> impl Iterator<Item = &[u8]> {
     static KEYS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b" /v1/cache/"));
     /// How far is looked: some dozens of requests.
     const AHEAD_BYTES_MAX: usize = 4 << 10;
     let received = &received[..received.len().min(AHEAD_BYTES_MAX)];
     let starts = KEYS.find_iter(received).map(|at| at + KEYS.needle().len());
-    starts.map_while(|start| {
-        let rest = &received[start..];
-        let end = memchr::memchr2(b' ', b'?', rest)?;
-        Some(&rest[..end])
-    })
+    let keys = starts.map_while(|start| until_target_ends(&received[start..]));
+    keys.filter(is_plain)
 }
 
-/// The key that the request is about which begins where these bytes do, if it is of the plain
-/// form and has nothing encoded in it. As with [`keys_ahead`], nothing is promised.
+/// What is left of the path of a request line, unless its end has not come.
+fn until_target_ends(rest: &[u8]) -> Option<&[u8]> {
+    let end = memchr::memchr2(b' ', b'?', rest)?;
+    Some(&rest[..end])
+}
+
+/// Whether nothing is encoded in a key: one that is encoded hashes to something else.
+fn is_plain(key: &&[u8]) -> bool {
+    !key.contains(&b'%')
+}
+
+/// The same of the request that begins where these bytes do.
 #[inline]
 pub fn first_key(received: &[u8]) -> Option<&[u8]> {
     let methods: [&[u8]; 4] = [b"GET ", b"PUT ", b"DELETE ", b"HEAD "];
@@ -189,8 +196,7 @@ pub fn first_key(received: &[u8]) -> Option<&[u8]> {
         .iter()
         .filter_map(|method| received.strip_prefix(*method));
     let rest = targets.next()?.strip_prefix(b"/v1/cache/")?;
-    let end = memchr::memchr3(b' ', b'?', b'%', rest)?;
-    (rest[end] != b'%').then_some(&rest[..end])
+    until_target_ends(rest).filter(is_plain)
 }
 
 /// The path of an operation, as it stands in the table.

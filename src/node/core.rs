@@ -1296,8 +1296,7 @@ impl Service for Rc<Core> {
             return;
         }
         let mut hashes = [KeyHash(0); FORESEEN_MAX];
-        // One that is encoded hashes to something else.
-        let keys = router::keys_ahead(received).filter(|key| !key.contains(&b'%'));
+        let keys = router::keys_ahead(received);
         let count = hashes
             .iter_mut()
             .zip(keys)
@@ -1311,9 +1310,12 @@ impl Service for Rc<Core> {
         let Some(key) = router::first_key(received) else {
             return;
         };
+        // Nothing is hashed for one that is alone.
+        if !self.gathering.expects_others() {
+            return;
+        }
         let hash = KeyHash::of(key);
-        let is_here = hash.partition().core(self.api.cores) == self.api.core;
-        if is_here && self.gathering.expects_others() {
+        if hash.partition().core(self.api.cores) == self.api.core {
             self.gathering.join(hash).await;
         }
     }

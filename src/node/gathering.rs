@@ -20,7 +20,7 @@
 //! rest of the turn: the gatherer is in the queue while anybody waits.
 //!
 //! Where a turn brings one request only, it has waited for nobody: then the next
-//! [`ALONE`] do not join.
+//! [`ALONE`] do not join, nor are their keys hashed.
 //!
 //! Only keys of the core itself are worth it. A connection joins once at a time, so there are no
 //! more entries than connections; of [`GATHERED_MAX`] keys at most something is looked at, which
@@ -48,12 +48,12 @@ pub(super) struct Gathering {
     hashes: RefCell<Vec<KeyHash>>,
     waiting: RefCell<Vec<Waker>>,
     gatherer: RefCell<Option<Waker>>,
-    /// How many more are not to join.
+    /// How many more requests with a key are not to join.
     alone: Cell<u32>,
 }
 
 impl Gathering {
-    /// Whether it is worth while to join. To be asked once for each request that could.
+    /// Whether it is worth while to join. To be asked once for each request with a key.
     #[inline]
     pub(super) fn expects_others(&self) -> bool {
         let alone = self.alone.get();

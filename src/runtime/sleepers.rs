@@ -60,7 +60,6 @@ impl Sleepers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
     use std::task::Wake;
 
@@ -73,15 +72,18 @@ mod tests {
         }
     }
 
+    fn waker(number: usize, woken: &Arc<Mutex<Vec<usize>>>) -> Waker {
+        Waker::from(Arc::new(Noted(number, Arc::clone(woken))))
+    }
+
     #[test]
     fn whoever_is_due_is_woken_once_and_in_order() {
         let woken = Arc::default();
         let mut sleepers = Sleepers::default();
-        let waker = |number| Waker::from(Arc::new(Noted(number, Arc::clone(&woken))));
         let places: Vec<_> = [30, 10, 20, 10]
             .into_iter()
             .enumerate()
-            .map(|(number, due)| sleepers.enter(due, waker(number)))
+            .map(|(number, due)| sleepers.enter(due, waker(number, &woken)))
             .collect();
         assert_eq!(sleepers.next_due(), Some(10));
         assert!(sleepers.take_due(9).is_none());
@@ -99,19 +101,13 @@ mod tests {
 
     #[test]
     fn the_last_waker_is_the_one_that_is_woken() {
-        struct Counted(AtomicUsize);
-        impl Wake for Counted {
-            fn wake(self: Arc<Self>) {
-                self.0.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        let [first, last] = [(); 2].map(|()| Arc::new(Counted(AtomicUsize::new(0))));
+        let woken = Arc::default();
+        let [first, last] = [1, 2].map(|number| waker(number, &woken));
         let mut sleepers = Sleepers::default();
-        let place = sleepers.enter(5, Waker::from(Arc::clone(&first)));
-        let former = sleepers.stay(place, &Waker::from(Arc::clone(&last)));
-        assert!(former.unwrap().will_wake(&Waker::from(Arc::clone(&first))));
+        let place = sleepers.enter(5, first.clone());
+        let former = sleepers.stay(place, &last);
+        assert!(former.unwrap().will_wake(&first));
         sleepers.take_due(5).unwrap().wake();
-        let counts = [&first, &last].map(|counted| counted.0.load(Ordering::Relaxed));
-        assert_eq!(counts, [0, 1]);
+        assert_eq!(*woken.lock().unwrap(), [2]);
     }
 }

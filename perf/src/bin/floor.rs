@@ -7,6 +7,7 @@
 use std::io::Write;
 use std::rc::Rc;
 
+use hypercache_perf::servers::floor_answer;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::{TcpListener, TcpStream};
 
@@ -28,11 +29,7 @@ fn main() -> std::io::Result<()> {
 }
 
 async fn serve(bytes: usize) -> std::io::Result<()> {
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
-        Content-Length: {bytes}\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
-    );
-    let constant: Rc<[u8]> = [head.into_bytes(), vec![b'v'; bytes]].concat().into();
+    let constant: Rc<[u8]> = floor_answer(bytes).into();
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;

@@ -129,7 +129,7 @@ fn print(cases: &[Case]) -> io::Result<bool> {
             (case.popularity, case.copies, case.locality, case.pipeline)
                 == (popularity, copies, locality, pipeline)
         });
-        case.map(|case| &case.cpu).cloned().unwrap_or_default()
+        case.map(|case| case.cpu.clone()).unwrap_or_default()
     };
     let mut kept = true;
     for pipeline in [1, 16] {

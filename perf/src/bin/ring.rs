@@ -15,9 +15,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use hypercache_perf::peers::raise_descriptor_limit;
+use hypercache_perf::servers::floor_answer;
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 use io_uring::types::{BufRingEntry, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, cqueue, opcode};
+use socket2::SockRef;
 
 const ENTRIES: u32 = 256;
 
@@ -111,7 +113,7 @@ fn serve(variant: Variant) -> io::Result<std::convert::Infallible> {
     let listener = listen()?;
     let mut ring = build(variant)?;
     let mut server = Server {
-        constant: constant(variant.value_bytes),
+        constant: floor_answer(variant.value_bytes),
         listener: Fd(listener.as_raw_fd()),
         buffers: Buffers::register(&ring.submitter())?,
         connections: Vec::new(),
@@ -139,21 +141,8 @@ fn serve(variant: Variant) -> io::Result<std::convert::Infallible> {
 /// A listener whose connections send without delay: they inherit that.
 fn listen() -> io::Result<TcpListener> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let on: libc::c_int = 1;
-    // SAFETY: the descriptor is open, and the option is an integer of this size.
-    let set = unsafe {
-        libc::setsockopt(
-            listener.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_NODELAY,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
-    match set {
-        0 => Ok(listener),
-        _ => Err(io::Error::last_os_error()),
-    }
+    SockRef::from(&listener).set_tcp_nodelay(true)?;
+    Ok(listener)
 }
 
 fn build(variant: Variant) -> io::Result<IoUring> {
@@ -171,14 +160,6 @@ fn build(variant: Variant) -> io::Result<IoUring> {
         ring.submitter().register_files_sparse(REGISTERED_MAX)?;
     }
     Ok(ring)
-}
-
-fn constant(value_bytes: usize) -> Vec<u8> {
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
-        Content-Length: {value_bytes}\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
-    );
-    [head.into_bytes(), vec![b'v'; value_bytes]].concat()
 }
 
 /// Hands in what is queued and returns when something has completed, or the time is over.

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -20,6 +19,7 @@ use hypercache_perf::{Load, Protocol, cpu_ns, pin};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection};
+use socket2::SockRef;
 
 /// Connections made per round and kind.
 const CONNECTIONS: u64 = 300;
@@ -315,18 +315,6 @@ fn flood(address: &str, hello: &[u8], stop: &AtomicBool, sent: &AtomicU64) {
 
 /// Has a connection reset when it is closed, so that its port is free again at once.
 fn reset(stream: &TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    // SAFETY: the descriptor is open, and the kernel reads as many bytes as it is told.
-    unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const linger).cast(),
-            size_of::<libc::linger>() as libc::socklen_t,
-        );
-    }
+    // Where that fails the port is free a little later.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

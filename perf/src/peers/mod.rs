@@ -62,16 +62,10 @@ pub fn run(options: &Options) -> io::Result<Report> {
     }
     for round in 0..options.rounds {
         eprintln!("round {} of {}", round + 1, options.rounds);
-        let (mut load, mut first_us) = (None, f64::NAN);
         for case in &mut cases {
             let place = format!("{}, {}", case.peer.name(), case.scenario.name);
-            let cpu_us = case
-                .measure(&mut fleet, options.duration)
+            case.measure(&mut fleet, options.duration)
                 .map_err(|error| io::Error::other(format!("{place}: {error}")))?;
-            if load.replace(case.load()) != Some(case.load()) {
-                first_us = cpu_us;
-            }
-            case.push("cpu_to_first", cpu_us / first_us);
         }
     }
     machine.load_average_after = results::load_average();
@@ -83,7 +77,7 @@ pub fn run(options: &Options) -> io::Result<Report> {
         seconds: options.duration.as_secs_f64(),
         servers: facts,
         scenarios: options.scenarios.clone(),
-        closed: closed.iter().map(Case::closed).collect(),
+        closed: closed.iter().map(|case| case.closed(&closed)).collect(),
         open: open.iter().map(Case::open).collect(),
     })
 }
@@ -106,17 +100,8 @@ impl Case {
         }
     }
 
-    /// What is asked of the server.
-    fn load(&self) -> (&'static str, Option<u32>) {
-        (self.scenario.name, self.rate)
-    }
-
-    fn push(&mut self, name: &'static str, value: f64) {
-        self.figures.entry(name).or_default().push(value);
-    }
-
-    /// One round; the processor time that a request took, in microseconds.
-    fn measure(&mut self, fleet: &mut Fleet, duration: Duration) -> io::Result<f64> {
+    /// One round.
+    fn measure(&mut self, fleet: &mut Fleet, duration: Duration) -> io::Result<()> {
         let scenario = self.scenario;
         let load = Load {
             protocol: self.peer.protocol(),
@@ -124,14 +109,13 @@ impl Case {
             ..scenario.load()
         };
         let (load, pids) = fleet.prepare(self.peer, load)?;
-        let rate = self.rate;
-        let mut push = |name, value| self.push(name, value);
-        let Some(rate) = rate else {
+        let mut push = |name, value| self.figures.entry(name).or_default().push(value);
+        let Some(rate) = self.rate else {
             let outcome = load.measure(&pids)?;
             push("per_s", outcome.requests as f64 / outcome.seconds);
             push("cpu_us", outcome.server_cpu_us);
             push("waited_percent", 100.0 * outcome.server_waited);
-            return Ok(outcome.server_cpu_us);
+            return Ok(());
         };
         let timed = load.measure_at(rate, &pids)?;
         let us = |ns: u64| ns as f64 / 1000.0;
@@ -144,20 +128,29 @@ impl Case {
         push("max_us", us(timed.latency_ns.max()));
         push("late_p99_us", us(timed.late_ns.quantile(0.99)));
         push("unanswered", timed.unanswered as f64);
-        Ok(timed.server_cpu_us)
+        Ok(())
     }
 
     fn figure(&self, name: &str) -> Summary {
         self.figures.get(name).map(Summary::of).unwrap_or_default()
     }
 
-    fn closed(&self) -> Closed {
+    /// That of each round to what the first of these with the same scenario took.
+    fn cpu_to_first(&self, cases: &[Self]) -> Rounds {
+        let cpu_us = |case: &Self| case.figures.get("cpu_us").cloned().unwrap_or_default();
+        let mut alike = cases
+            .iter()
+            .filter(|case| case.scenario.name == self.scenario.name);
+        cpu_us(self).to(&alike.next().map(cpu_us).unwrap_or_default())
+    }
+
+    fn closed(&self, cases: &[Self]) -> Closed {
         Closed {
             scenario: self.scenario.name,
             server: self.peer.name(),
             requests_per_s: self.figure("per_s"),
             server_cpu_us: self.figure("cpu_us"),
-            server_cpu_to_first: self.figure("cpu_to_first"),
+            server_cpu_to_first: Summary::of(&self.cpu_to_first(cases)),
             server_waited_percent: self.figure("waited_percent"),
         }
     }
